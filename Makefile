@@ -1,0 +1,54 @@
+# make demo: environment, then one private image from prompt to PNG.   make test: environment, lint, types, tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PROMPT ?= fluent 3d style emoji of a woman firefighter with dark skin tone
+
+.PHONY: demo test lint types unit platforms compat clean
+
+demo: $(VENV)/.demo
+	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
+
+test: $(VENV)/.dev lint types unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+# What the device side needs (the base install) must exist as wheels on every platform it is meant for.
+platforms:
+	$(PYTHON) runtime_tests/platforms.py
+
+# The newest diffusers and transformers, in an environment of their own (optimum-onnx holds them back in the other).
+compat:
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	.venv-compat/bin/python -m pip install --disable-pip-version-check -q --upgrade -e ".[cloud,export]" pytest hypothesis
+	.venv-compat/bin/python -m pytest --ignore=runtime_tests/test_wheel.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone, so that the index's build of the pinned version is the one that stays.
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	$(PIP) install -q -c constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e ".[cloud]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-compat out build dist
