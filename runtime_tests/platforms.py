@@ -13,12 +13,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PLATFORMS = {
     "macOS arm64": ["macosx_14_0_arm64", "macosx_13_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64"],
     "Windows x86-64": ["win_amd64"],
-    "Linux arm64": ["manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"],
+    "Linux arm64": [
+        "manylinux_2_28_aarch64",
+        "manylinux_2_27_aarch64",
+        "manylinux_2_17_aarch64",
+        "manylinux2014_aarch64",
+    ],
 }
 
 
 def resolve(tags: list[str], requirements: list[str], python: str) -> tuple[int, str]:
-    """pip's exit code, and the wheels chosen or the end of its error. Environment markers are the host's (pip's limit)."""
+    """pip's exit code, and the wheels chosen or the end of its error. Environment markers stay the host's."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--dry-run"]

@@ -107,7 +107,11 @@ def sample_images(
     with torch.autocast(device.type, torch.bfloat16):
         hidden = text(ids).last_hidden_state
         c = torch.cat([hidden[:1].expand(len(prompts), -1, -1), hidden[1:]])
-        x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(device).repeat(len(prompts), 1, 1, 1)
+        x = (
+            torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+            .to(device)
+            .repeat(len(prompts), 1, 1, 1)
+        )
         for t in scheduler.timesteps:
             uncond, cond = unet(torch.cat([x, x]), t, c).sample.float().chunk(2)
             x = scheduler.step(uncond + guidance * (cond - uncond), t, x).prev_sample

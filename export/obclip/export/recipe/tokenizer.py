@@ -11,7 +11,9 @@ from transformers import CLIPTokenizer
 # CLIP's word pattern (Radford et al. 2021, simple_tokenizer.py): contractions, letters, single digits, the rest
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-_EXTRA = "lady gentleman guy gal elderly grandmother grandfather skinned adult the and his her he she in at on young old"
+_EXTRA = (
+    "lady gentleman guy gal elderly grandmother grandfather skinned adult the and his her he she in at on young old"
+)
 
 
 def build_tokenizer(captions: list[str], vocab: int, max_tokens: int, folder: Path) -> CLIPTokenizer:

@@ -34,7 +34,9 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return F.l1_loss(y, x) + gradient
 
 
-def train_vae(config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device) -> AutoencoderTiny:
+def train_vae(
+    config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device
+) -> AutoencoderTiny:
     torch.manual_seed(seed)
     vae = build_vae(config["channels"]).to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=1e-4)

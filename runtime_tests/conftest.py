@@ -1,0 +1,22 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers (tiny.py) by name
+
+from tiny import make_sd_folder
+
+
+@pytest.fixture(scope="session")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sd_folder(tmp_path_factory.mktemp("large"), layers=2, seed=0)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sd_folder(tmp_path_factory.mktemp("small"), layers=1, mid=False, seed=1)

@@ -1,0 +1,97 @@
+"""Small diffusers folders with random weights: the classes and files of Stable Diffusion, made in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from obclip.export.recipe.tokenizer import build_tokenizer
+
+WORDS = (
+    "noto twemoji blob style emoji of a an portrait photo woman man girl boy child older adult person firefighter cook "
+    "with light medium dark skin tone , - wearing red hat"
+)
+
+
+def make_sd_folder(
+    path: Path,
+    *,
+    vae: str = "tiny",
+    width: int = 32,
+    layers: int = 1,
+    mid: bool = True,
+    seed: int = 0,
+    prediction: str = "v_prediction",
+    tokens: int = 32,
+) -> Path:
+    """A StableDiffusionPipeline folder: 4x16x16 latents, 64 px pictures, text encoder `width` wide.
+
+    Weights depend on `seed` alone for the text encoder and VAE (`seed // 10`), so that a large and a small folder made
+    with seeds 0 and 1 share both, as a real pair does.
+    """
+    tokenizer = build_tokenizer([WORDS] * 4, 600, tokens, path / "vocabulary")
+    torch.manual_seed(seed // 10)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokens,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    coder: AutoencoderTiny | AutoencoderKL
+    if vae == "tiny":
+        coder = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            num_encoder_blocks=(0, 1, 1),
+            num_decoder_blocks=(1, 1, 1),
+        )
+    else:
+        coder = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            norm_num_groups=4,
+            sample_size=64,
+        )
+    torch.manual_seed(seed + 1000)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn" if mid else None,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=layers,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=coder,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(path)
+    return path
