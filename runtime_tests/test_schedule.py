@@ -65,7 +65,7 @@ def use_float64_alphas(scheduler: Any) -> None:
 def diffusers_run(
     solver: str, config: dict[str, Any], steps: int, clear_at: int | None = None, x: np.ndarray | None = None
 ) -> tuple[list[np.ndarray], list[float]]:
-    """The sample before every step and after the last, in variance-preserving space, by diffusers' own scheduler; Euler's sigmas."""
+    """Samples before every step and after the last, in variance-preserving space, by diffusers; Euler's sigmas."""
     extra = {"clip_sample": False} if solver in ("ddim", "lcm") else {}
     scheduler = CLASSES[solver](**config, **extra)
     use_float64_alphas(scheduler)

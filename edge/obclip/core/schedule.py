@@ -66,7 +66,8 @@ class Schedule:
 
     def row(self, i: int, first_order: bool) -> Float64:
         """float64 [4]: the coefficients of step i."""
-        return self.restart[i] if first_order else self.coefficients[i]
+        table = self.restart if first_order else self.coefficients
+        return np.asarray(table[i])
 
     def x0(self, i: int, x: Float32, model_output: Float32) -> Float32:
         """The clean latents that the model's output implies at step i."""

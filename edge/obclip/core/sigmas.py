@@ -99,7 +99,7 @@ def _spaced(n: int, spacing: str, steps: int, offset: int) -> Float64:
     if spacing == "linspace":
         return np.linspace(0, n - 1, steps)[::-1].copy()
     if spacing == "leading":
-        return (np.arange(steps) * (n // steps))[::-1] + float(offset)
+        return np.asarray((np.arange(steps) * (n // steps))[::-1] + float(offset), np.float64)
     return np.round(np.arange(n, 0, -n / steps))[:steps] - 1.0
 
 
@@ -110,7 +110,7 @@ def _dpm_timesteps(config: ScheduleConfig, all_sigmas: Float64, spacing: str, st
     if spacing == "linspace":
         return np.round(np.linspace(0, n - 1, steps + 1))[::-1][:-1].copy()
     if spacing == "leading":
-        return (np.arange(steps + 1) * float(n // (steps + 1)))[::-1][:-1] + config.steps_offset
+        return np.asarray((np.arange(steps + 1) * float(n // (steps + 1)))[::-1][:-1] + config.steps_offset, np.float64)
     return np.round(np.arange(n, 0, -config.train_steps / steps))[:steps] - 1.0
 
 

@@ -1,0 +1,111 @@
+"""`obclip.json`: what a device bundle is, and proof that its files are the ones that were verified."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from obclip.core.errors import BundleError
+from obclip.core.files import atomic_write_bytes, sha256_file
+
+NAME = "obclip.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """path: relative to the bundle, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """One ONNX model. inputs, outputs: name -> shape with symbolic names for free axes. verification: vs PyTorch."""
+
+    name: str
+    file: str
+    precision: str
+    opset: int
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    verification: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """source: hub id or folder name the bundle was made from; model_digest: of the source's weights.
+
+    latent_scale: the VAE's scaling_factor (latents are divided by it before decoding). conditioning: the UNet's
+    response to the prompt relative to PyTorch's, 1.0 when nothing was lost.
+    """
+
+    source: str
+    revision: str | None
+    family: str
+    model_digest: str
+    height: int
+    width: int
+    latent_channels: int
+    latent_downscale: int
+    latent_scale: float
+    max_tokens: int
+    pad_token_id: int
+    prediction_type: str
+    schedule_config: dict[str, Any]
+    conditioning: float
+    components: tuple[Component, ...]
+    files: tuple[FileEntry, ...]
+    tool_versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def component(self, name: str) -> Component:
+        for component in self.components:
+            if component.name == name:
+                return component
+        raise BundleError(f"the bundle has no {name}; it has {', '.join(c.name for c in self.components)}")
+
+    def write(self, folder: Path) -> None:
+        atomic_write_bytes(folder / NAME, (json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """BundleError if the manifest is absent, unreadable, of another schema or incomplete."""
+        path = folder / NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf8"))
+        except FileNotFoundError as error:
+            raise BundleError(f"{folder} has no {NAME}: it is no whole bundle; export it again") from error
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if schema != SCHEMA:
+            raise BundleError(f"{path}: schema is {schema!r}, wanted {SCHEMA}; export the bundle with this version")
+        try:
+            components = tuple(Component(**c) for c in values.pop("components"))
+            files = tuple(FileEntry(**f) for f in values.pop("files"))
+            return cls(components=components, files=files, **values)
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{path} is incomplete ({error}); export the bundle again") from error
+
+    def verify_files(self, folder: Path, sizes_only: bool = False) -> None:
+        """BundleError naming the first file that is missing, of another size, or of another digest."""
+        for entry in self.files:
+            path = folder / entry.path
+            if not path.is_file():
+                raise BundleError(f"{folder}: {entry.path} is missing; export or install the bundle again")
+            size = path.stat().st_size
+            if size != entry.bytes:
+                raise BundleError(f"{path} has {size} bytes, wanted {entry.bytes}: it is truncated or altered")
+            if not sizes_only and (digest := sha256_file(path)) != entry.sha256:
+                raise BundleError(f"{path} has digest {digest[:12]}…, wanted {entry.sha256[:12]}…: it was altered")
+
+
+def list_files(folder: Path) -> tuple[FileEntry, ...]:
+    """Every file below `folder` but the manifest, sorted by path."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
+    return tuple(FileEntry(p.relative_to(folder).as_posix(), p.stat().st_size, sha256_file(p)) for p in paths)

@@ -1,0 +1,127 @@
+"""Pairs: which cloud model and which device model share a latent space, and how they are run together."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.schedule import SOLVERS
+
+_EMBEDDED = "embedded:"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """source: a hub id, a local diffusers folder, or `embedded:NAME`; vae: another source for the VAE, if any."""
+
+    source: str
+    revision: str | None = None
+    vae: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """steps: T; handoff: k; cache_from, skip_from: the paper's r and s; timestep_shift: its Δt.
+
+    handoff_history: whether the device continues from latents and x0 history or from latents alone.
+    """
+
+    name: str
+    cloud: ModelRef
+    device: ModelRef
+    solver: str
+    steps: int
+    handoff: int
+    guidance: float
+    height: int
+    width: int
+    latent_channels: int
+    latent_downscale: int
+    policy: str = "default"
+    cache_from: int = 4
+    skip_from: int = 6
+    timestep_shift: int = 0
+    handoff_history: bool = False
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise InputError(f"pair {self.name}: solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+        if not 1 <= self.handoff <= self.steps:
+            raise InputError(f"pair {self.name}: handoff is {self.handoff}; it must be from 1 to steps ({self.steps})")
+        if self.height % self.latent_downscale or self.width % self.latent_downscale:
+            raise InputError(f"pair {self.name}: the size must be a multiple of {self.latent_downscale} px")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one latent."""
+        return self.latent_channels, self.height // self.latent_downscale, self.width // self.latent_downscale
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every setting. Both sides must hold the same pair file."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def shipped_pairs() -> tuple[str, ...]:
+    """Names of the pairs that come with this package."""
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
+
+
+def load_pair(name_or_path: str) -> Pair:
+    """A shipped pair by name, or any pair file by its path. InputError for an unknown name or a bad file."""
+    if name_or_path in shipped_pairs():
+        return parse_pair(name_or_path, resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text("utf8"))
+    path = Path(name_or_path)
+    if path.suffix == ".toml" and path.is_file():
+        return parse_pair(path.stem, path.read_text(encoding="utf8"))
+    known = ", ".join(shipped_pairs())
+    raise InputError(f"no pair called {name_or_path!r}; shipped are {known}, or pass the path of a pair's .toml file")
+
+
+def parse_pair(name: str, text: str) -> Pair:
+    """Read a pair file's text. InputError for TOML that is broken, incomplete or has unknown keys."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"pair {name} is not TOML: {error}") from error
+    _no_unknown(name, values, {f.name for f in fields(Pair)} - {"name"})
+    try:
+        for side in ("cloud", "device"):
+            _no_unknown(f"{name}, [{side}]", values[side], {f.name for f in fields(ModelRef)})
+            values[side] = ModelRef(**values[side])
+        return Pair(name=name, **values)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"pair {name} is incomplete: {error}") from error
+
+
+def resolve_source(ref: ModelRef, side: str) -> Path | str:
+    """A folder if the source is embedded or local, else the hub id itself. side: "cloud" or "edge".
+
+    ModelMissingError if an embedded model is not in this installation.
+    """
+    if ref.source.startswith(_EMBEDDED):
+        name = ref.source.removeprefix(_EMBEDDED)
+        package = importlib.util.find_spec(f"obclip.{side}")
+        folders = package.submodule_search_locations if package else None
+        for folder in folders or ():
+            if (found := Path(folder) / "pairs" / name).is_dir():
+                return found
+        raise ModelMissingError(f"the embedded {side} model {name!r} is not installed; install obclip again")
+    local = Path(ref.source)
+    return local if local.is_dir() else ref.source
+
+
+def _no_unknown(name: str, values: Any, known: set[str]) -> None:
+    if not isinstance(values, dict):
+        raise InputError(f"pair {name}: a table was wanted, got {type(values).__name__}")
+    if unknown := sorted(values.keys() - known):
+        raise InputError(f"pair {name} has unknown keys: {', '.join(unknown)}")

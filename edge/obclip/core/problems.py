@@ -1,0 +1,56 @@
+"""Problem documents (RFC 9457): what the cloud answers when it does not answer with latents."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+MEDIA_TYPE = "application/problem+json"
+_BASE = "https://obclip.dev/problems/"
+
+# slug -> (HTTP status, title); the type URI is the stable part
+KINDS: dict[str, tuple[int, str]] = {
+    "invalid-request": (422, "The request is not valid"),
+    "prompt-too-long": (422, "A prompt is longer than the model's text encoder takes"),
+    "too-many-candidates": (422, "More candidates than this server takes"),
+    "pair-mismatch": (409, "This server runs another pair"),
+    "body-too-large": (413, "The request body is too large"),
+    "unsupported-media-type": (415, "The request body is not JSON"),
+    "unauthorized": (401, "A valid token is needed"),
+    "not-found": (404, "There is nothing at this address"),
+    "method-not-allowed": (405, "This address does not take that method"),
+    "overloaded": (429, "The server has as many rows in work as it takes"),
+    "draining": (503, "The server is starting or shutting down"),
+    "internal": (500, "The server failed"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem document. `detail` never repeats a prompt."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+    @classmethod
+    def of(cls, slug: str, detail: str) -> Problem:
+        status, title = KINDS[slug]
+        return cls(_BASE + slug, title, status, detail)
+
+    @property
+    def slug(self) -> str:
+        return self.type.removeprefix(_BASE)
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def decode(cls, body: bytes, status: int) -> Problem:
+        """Read a problem document; anything else becomes an 'internal' problem that quotes the HTTP status."""
+        try:
+            values = json.loads(body)
+            return cls(str(values["type"]), str(values["title"]), status, str(values.get("detail", "")))
+        except (ValueError, KeyError, TypeError):
+            return cls(_BASE + "internal", f"HTTP status {status}", status, "the answer is not a problem document")

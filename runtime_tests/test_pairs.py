@@ -1,0 +1,76 @@
+"""Pair files: the shipped ones, one's own, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.pairs import ModelRef, load_pair, parse_pair, resolve_source, shipped_pairs
+
+EMOJI = resources.files("obclip.core.pairs").joinpath("emoji.toml").read_text("utf8")
+
+
+def test_shipped_pairs_load_and_differ():
+    assert set(shipped_pairs()) == {"emoji", "realistic-vision", "sd14", "sd14-tiny", "sdxl", "lcm-sdxl"}
+    assert len({load_pair(name).digest for name in shipped_pairs()}) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("emoji", (4, 16, 16)), ("sd14", (4, 64, 64)), ("sdxl", (4, 128, 128)), ("lcm-sdxl", (4, 128, 128))],
+)
+def test_latent_shapes(name: str, shape: tuple[int, int, int]):
+    assert load_pair(name).latent_shape == shape
+
+
+def test_digest_is_sha256_of_the_settings_as_canonical_json():
+    values = tomllib.loads(EMOJI)
+    defaults = {"timestep_shift": 0, "handoff_history": False, "name": "emoji"}
+    sides = {side: {"revision": None, "vae": None, **values[side]} for side in ("cloud", "device")}
+    text = json.dumps({**defaults, **values, **sides}, sort_keys=True, separators=(",", ":"))
+    assert load_pair("emoji").digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_one_setting_changes_the_digest():
+    assert parse_pair("emoji", EMOJI.replace("handoff = 10", "handoff = 11")).digest != load_pair("emoji").digest
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (("handoff = 10", "handoff = 26"), "handoff"),
+        (("handoff = 10", "handof = 10"), "handof"),
+        (("steps = 25", ""), "steps"),
+        (('"dpm++2m"', '"pndm"'), "pndm"),
+        (("height = 64", "height = 66"), "multiple"),
+        (("[cloud]", "[cloud"), "TOML"),
+        (('[cloud]\nsource = "embedded:emoji"', "cloud = 3"), "table"),
+    ],
+)
+def test_broken_pair_files_are_refused(change: tuple[str, str], word: str):
+    with pytest.raises(InputError, match=word):
+        parse_pair("mine", EMOJI.replace(*change, 1))
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(InputError, match="realistic-vision"):
+        load_pair("emojis")
+
+
+def test_a_pair_file_of_ones_own(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(EMOJI)
+    assert load_pair(str(path)).name == "mine"
+
+
+def test_sources_resolve_to_a_folder_or_a_hub_id(tmp_path: Path):
+    assert resolve_source(ModelRef(str(tmp_path)), "cloud") == tmp_path
+    assert resolve_source(ModelRef("segmind/small-sd"), "edge") == "segmind/small-sd"
+    with pytest.raises(ModelMissingError, match="nothing-like-it"):
+        resolve_source(ModelRef("embedded:nothing-like-it"), "edge")
