@@ -1,0 +1,53 @@
+"""Text as the parser sees it: one spelling of what looks the same, and articles that fit the next word."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from obclip.core.errors import InputError, PrivacyError
+from obclip.core.wire import MAX_PROMPT_CHARS
+
+# people, families, gender signs and skin tone modifiers among the emoji
+_PERSON_SYMBOLS = re.compile(
+    "[\u2640\u2642\u26a7\U0001f385\U0001f3c2-\U0001f3cc\U0001f3fb-\U0001f3ff\U0001f442-\U0001f4aa\U0001f574-\U0001f57a\U0001f645-\U0001f64f\U0001f6a3\U0001f6b4-\U0001f6b6\U0001f6c0\U0001f6cc\U0001f90c-\U0001f93e\U0001f977\U0001f9b0-\U0001f9bb\U0001f9cd-\U0001f9e0\U0001fac3-\U0001fac5\U0001faf0-\U0001faf8]"
+)
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "–": "-", "—": "-"})
+_AN_EXCEPTIONS = re.compile(r"(?:hour|honest|honou?r|heir)")
+_A_EXCEPTIONS = re.compile(r"(?:uni(?!n)|eu|one\b|once|use|usu|ute|ubi|u-)")
+
+
+def normalise(prompt: str) -> str:
+    """Lower case, composed Unicode, single spaces, plain quotes and hyphens.
+
+    Text encoders of the supported families read lower case themselves. InputError for empty or over-long text and for
+    invisible characters; PrivacyError for a word of mixed scripts, which could hide a protected one.
+    """
+    if not prompt.strip():
+        raise InputError("the prompt is empty; describe the picture in a few words")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise InputError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARS} are taken: shorten it")
+    for character in prompt:
+        if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Cn") and character not in "\t\n\r":
+            raise InputError(f"the prompt has the invisible character U+{ord(character):04X}; remove it")
+    if _PERSON_SYMBOLS.search(prompt):
+        raise PrivacyError("the prompt has a symbol of a person, which shows what words could hide; say it in words")
+    text = unicodedata.normalize("NFKC", prompt).translate(_QUOTES).lower()
+    text = unicodedata.normalize("NFC", text)
+    for word in re.findall(r"[^\W\d_]+", text):
+        if re.search(r"[a-z]", word) and any(ord(c) > 0x24F for c in word):
+            raise PrivacyError("the prompt has a word that mixes alphabets; write it in one, so that it can be checked")
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def fix_articles(text: str) -> str:
+    """Make every a/an fit the word after it. Applied to every candidate, so it is the same function for all."""
+    return re.sub(r"\b(an?) (?=([a-z0-9][\w-]*))", lambda m: "an " if _takes_an(m[2]) else "a ", text)
+
+
+def _takes_an(word: str) -> bool:
+    if _AN_EXCEPTIONS.match(word):
+        return True
+    if _A_EXCEPTIONS.match(word):
+        return False
+    return word[0] in "aeiou" or word in ("8", "11", "18") or word.startswith(("8-", "80", "11-", "18-"))
