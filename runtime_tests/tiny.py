@@ -82,6 +82,7 @@ def make_sd_folder(
         prediction_type=prediction,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,
     )
     pipeline = StableDiffusionPipeline(
         vae=coder,
