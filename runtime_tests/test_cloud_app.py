@@ -1,0 +1,207 @@
+"""The HTTP application: answers, refusals, faults; in process and over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from processes import cloud_process
+
+import obclip.cloud.engine as engine
+from obclip.cloud.app import Limits, create_app
+from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.plan import plain_plan
+from obclip.cloud.serve import ServeOptions, run_server
+from obclip.core.errors import InputError, RunError
+from obclip.core.pairs import load_pair
+from obclip.core.wire import MEDIA_TYPE, Capabilities, Request, Response
+
+PAIR = load_pair("emoji")
+REQUEST = Request(
+    pair=PAIR.digest, candidates=("a man", "a woman"), negative_prompt="", seed=5, height=64, width=64, steps=6,
+    handoff=2, guidance=3.5, solver="dpm++2m",
+)  # fmt: skip
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def model(large_folder: Path) -> CloudModel:
+    return load_model(PAIR, "cpu", "float32", large_folder)
+
+
+def call(app: Any, *requests: Callable[[httpx.AsyncClient], Any]) -> list[httpx.Response]:
+    """Start the application, send the requests at once, stop it."""
+
+    async def run() -> list[httpx.Response]:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://cloud") as client:
+                return list(await asyncio.gather(*(request(client) for request in requests)))
+
+    return asyncio.run(run())
+
+
+def post(body: bytes, **headers: str) -> Callable[[httpx.AsyncClient], Any]:
+    return lambda client: client.post("/v1/denoise", content=body, headers={**JSON, **headers})
+
+
+def get(path: str, **headers: str) -> Callable[[httpx.AsyncClient], Any]:
+    return lambda client: client.get(path, headers=headers)
+
+
+def test_one_answer_holds_all_candidates(model: CloudModel):
+    (answer,) = call(create_app(model, PAIR), post(REQUEST.encode()))
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.headers["cache-control"] == "no-store"
+    got = Response.decode(answer.content, REQUEST, PAIR.latent_shape)
+    expected = engine.execute(plain_plan(REQUEST, 64), REQUEST, model, PAIR)
+    np.testing.assert_array_equal(got.latents, expected.latents)
+
+
+def test_capabilities_health_and_metrics(model: CloudModel):
+    app = create_app(model, PAIR, version="9.9")
+    health, ready, capabilities, metrics = call(
+        app, get("/healthz"), get("/readyz"), get("/v1/capabilities"), get("/metrics")
+    )
+    assert (health.status_code, ready.status_code) == (200, 200)
+    said = Capabilities.decode(capabilities.content)
+    assert (said.pair, said.model, said.max_tokens, said.version) == (PAIR.digest, model.digest, 32, "9.9")
+    assert "obclip_requests_waiting 0.0" in metrics.text
+
+
+BIG = replace(REQUEST, candidates=tuple(f"p{i:03}" for i in range(65)))
+REFUSALS = {
+    "not json": (b"{", 422, "invalid-request"),
+    "bad field": (REQUEST.encode().replace(b'"seed":5', b'"seed":-5'), 422, "invalid-request"),
+    "other pair": (replace(REQUEST, pair="0" * 64).encode(), 409, "pair-mismatch"),
+    "too many": (BIG.encode(), 422, "too-many-candidates"),
+    "too long": (replace(REQUEST, candidates=("cook " * 60,)).encode(), 422, "prompt-too-long"),
+    "other size": (replace(REQUEST, height=128).encode(), 422, "invalid-request"),
+    "too many steps": (replace(REQUEST, steps=500).encode(), 422, "invalid-request"),
+    "impossible solver": (replace(REQUEST, solver="lcm", steps=60).encode(), 422, "invalid-request"),
+    "large body": (b" " * 400_000, 413, "body-too-large"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_are_problem_documents(model: CloudModel, name: str):
+    body, status, slug = REFUSALS[name]
+    (answer,) = call(create_app(model, PAIR), post(body))
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["type"].endswith("/" + slug)
+    assert "cook" not in problem["detail"]
+
+
+def test_other_addresses_methods_and_types(model: CloudModel):
+    answers = call(
+        create_app(model, PAIR),
+        get("/v1/candidates/1"),
+        get("/v1/denoise"),
+        post(REQUEST.encode(), **{"content-type": "text/plain"}),
+    )
+    assert [a.status_code for a in answers] == [404, 405, 415]
+    assert all(a.headers["content-type"] == "application/problem+json" for a in answers)
+
+
+def test_a_range_header_does_not_get_a_part(model: CloudModel):
+    (answer,) = call(create_app(model, PAIR), post(REQUEST.encode(), range="bytes=0-99"))
+    assert answer.status_code == 200
+    Response.decode(answer.content, REQUEST, PAIR.latent_shape)
+
+
+def test_a_token_guards_everything_but_health(model: CloudModel):
+    app = create_app(model, PAIR, token="secret")
+    bearer = {"authorization": "Bearer secret"}
+    answers = call(
+        app,
+        get("/healthz"),
+        get("/metrics"),
+        get("/v1/capabilities", authorization="Bearer wrong"),
+        get("/v1/capabilities", **bearer),
+        post(REQUEST.encode()),
+        post(REQUEST.encode(), **bearer),
+    )
+    assert [a.status_code for a in answers] == [200, 401, 401, 200, 401, 200]
+
+
+def test_overload_is_refused_with_a_time_to_retry(model: CloudModel):
+    app = create_app(model, PAIR, Limits(max_waiting=2))
+    answers = call(app, *[post(replace(REQUEST, handoff=6).encode())] * 5)
+    codes = sorted(a.status_code for a in answers)
+    assert codes == [200, 200, 429, 429, 429]
+    assert all(a.headers["retry-after"] for a in answers if a.status_code == 429)
+
+
+def test_a_failing_forward_fails_its_request_alone(model: CloudModel, monkeypatch: pytest.MonkeyPatch):
+    app = create_app(model, PAIR)
+    calls, forward = [], model.unet.forward
+
+    def evil(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the first is the warm-up
+            raise RuntimeError("a woman")  # an error text that quotes a prompt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.unet, "forward", evil)
+
+    async def run() -> list[httpx.Response]:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://cloud") as client:
+                return [await post(REQUEST.encode())(client) for _ in range(2)]
+
+    failed, following = asyncio.run(run())
+    assert failed.status_code == 500
+    assert "woman" not in failed.text
+    assert following.status_code == 200
+
+
+def test_logs_and_metrics_hold_no_prompt(model: CloudModel, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("DEBUG")
+    app = create_app(model, PAIR)
+    call(app, post(REQUEST.encode()), post(replace(REQUEST, candidates=("cook " * 60,)).encode()))
+    text = caplog.text + app.state.service.metrics.registry.collect().__repr__()
+    for word in ("woman", "cook"):
+        assert word not in text
+    assert "denoised 2 candidates" in caplog.text
+
+
+def test_hosts_reachable_from_outside_want_a_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OBCLIP_TOKEN", raising=False)
+    with pytest.raises(InputError, match="token"):
+        run_server(ServeOptions(host="0.0.0.0"))
+
+
+def test_a_taken_port_is_named(large_folder: Path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RunError, match="another port"):
+            run_server(ServeOptions(port=taken.getsockname()[1], model=large_folder))
+
+
+def test_a_real_process_serves_and_drains(large_folder: Path, tmp_path: Path):
+    with cloud_process(tmp_path, "--model", str(large_folder)) as (url, process):
+        answer = httpx.post(url + "/v1/denoise", content=REQUEST.encode(), headers=JSON, timeout=60)
+        assert Response.decode(answer.content, REQUEST, PAIR.latent_shape).step == 2
+        assert httpx.get(url + "/v1/capabilities").json()["pair_name"] == "emoji"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)  # uvicorn re-raises the signal once it has drained
+        assert process.stdout is not None
+        assert "listening on " + url in process.stdout.read()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url + "/healthz")
+    assert json.loads(REQUEST.encode())["candidates"] == ["a man", "a woman"]
