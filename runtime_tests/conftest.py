@@ -20,3 +20,13 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sd_folder(tmp_path_factory.mktemp("small"), layers=1, mid=False, seed=1)
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small folder's device bundle, weights stored as float16 like the embedded one's."""
+    from obclip.export import export_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "small"
+    export_bundle(small_folder, out, weights="fp16")
+    return out

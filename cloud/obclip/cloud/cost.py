@@ -32,7 +32,7 @@ def profile_unet(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int],
     """Run one row through `unet`, on whatever device it is (the meta device included), and count."""
     counts = {"layers": 0, "attention": 0}
 
-    def layer(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def layer(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         per_output = module.weight[0].numel() if isinstance(module, torch.nn.Conv2d) else module.in_features
         counts["layers"] += output.numel() * per_output
 

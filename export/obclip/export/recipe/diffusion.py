@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,8 @@ def train_large(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
             "unet": build_unet(c, config["text"]["width"], mid=True),
             "text": build_text_encoder(config["text"], tokenizer),
         }
-    ).to(device, memory_format=torch.channels_last)
+    ).to(device)
+    both.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(both.parameters(), lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01)
     stage, average, start = Stage("unet", out, c["steps"], device), Average(both, c["ema"]), 0
     if (saved := stage.load()) is not None:
@@ -169,5 +170,5 @@ def train_large(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
 
     stage.run(start, step, state, sample, log_every=50, sample_every=500)
     both.load_state_dict(average.values)
-    both["unet"].save_pretrained(out / "unet")
-    both["text"].save_pretrained(out / "text_encoder")
+    cast(Any, both["unet"]).save_pretrained(out / "unet")
+    cast(Any, both["text"]).save_pretrained(out / "text_encoder")

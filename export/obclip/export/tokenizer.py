@@ -1,0 +1,43 @@
+"""The tokenizer as one tokenizer.json, which the device reads without transformers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer, CLIPTokenizerFast
+
+from obclip.core.errors import ModelMissingError, VerificationError
+
+_PROBES = (
+    "",
+    "a portrait photo of a young woman with medium-dark skin tone",
+    "An OLD man's hat, 42 years; isn't it?",
+    "naïve café 🙂 — “quotes”",  # no ideographs: CLIPTokenizer splits them apart where ftfy is not installed
+    "woman woman woman woman woman woman woman woman",
+)
+
+
+def export_tokenizer(source: Path, out: Path) -> tuple[int, int]:
+    """Copy the tokenizer's files and add tokenizer.json; returns (max tokens, pad token id).
+
+    VerificationError unless tokenizer.json gives CLIPTokenizer's ids on text with capitals, digits and Unicode.
+    """
+    try:
+        slow = CLIPTokenizer.from_pretrained(source)
+        fast = CLIPTokenizerFast.from_pretrained(source, from_slow=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelMissingError(f"{source} holds no CLIP tokenizer: {error}") from error
+    out.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".json", ".txt") and file.name != "tokenizer.json":
+            shutil.copyfile(file, out / file.name)
+    fast.backend_tokenizer.save(str(out / "tokenizer.json"))
+    written = Tokenizer.from_file(str(out / "tokenizer.json"))
+    written.no_padding()
+    written.no_truncation()
+    for text in _PROBES:
+        if written.encode(text).ids != slow(text).input_ids:
+            raise VerificationError(f"tokenizer.json and the model's tokenizer disagree on {text!r}; nothing is kept")
+    return int(slow.model_max_length), int(slow.pad_token_id)

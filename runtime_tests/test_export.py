@@ -1,0 +1,191 @@
+"""Bundles: layout, agreement with PyTorch, loading in optimum, and exports that must fail whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from optimum.onnxruntime import ORTStableDiffusionPipeline
+from tiny import make_sd_folder
+from transformers import CLIPTokenizer
+
+import obclip.export.bundle as bundle_module
+from obclip.core.errors import InputError, ModelMissingError, VerificationError
+from obclip.core.manifest import Manifest
+from obclip.export import export_bundle
+from obclip.export.components import Shapes, load_part
+from obclip.export.onnx_export import export_onnx
+from obclip.export.verify import psnr_db, verify_conditioning, verify_part
+
+LAYOUT = {
+    "text_encoder": (["input_ids"], ["last_hidden_state", "pooler_output"]),
+    "unet": (["sample", "timestep", "encoder_hidden_states"], ["out_sample"]),
+    "vae_decoder": (["latent_sample"], ["sample"]),
+    "vae_encoder": (["sample"], ["latent_sample"]),
+}
+SHAPES = Shapes(channels=4, height=16, width=16, tokens=32, text_width=32, downscale=4)
+
+
+def test_layout_is_optimums(bundle_folder: Path):
+    for name, (inputs, outputs) in LAYOUT.items():
+        session = ort.InferenceSession(bundle_folder / name / "model.onnx", providers=["CPUExecutionProvider"])
+        assert [v.name for v in session.get_inputs()] == inputs
+        assert [v.name for v in session.get_outputs()] == outputs
+        assert (bundle_folder / name / "config.json").is_file()
+    unet = ort.InferenceSession(bundle_folder / "unet" / "model.onnx", providers=["CPUExecutionProvider"])
+    shapes = {v.name: v.shape for v in unet.get_inputs()}
+    assert shapes["sample"] == ["batch_size", 4, "height", "width"]
+    assert shapes["timestep"] == []
+    for path in (
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/vocab.json",
+    ):
+        assert (bundle_folder / path).is_file()
+
+
+def test_the_manifest_describes_and_digests_the_files(bundle_folder: Path):
+    manifest = Manifest.read(bundle_folder)
+    manifest.verify_files(bundle_folder)
+    assert (manifest.max_tokens, manifest.latent_downscale, manifest.height) == (32, 4, 64)
+    assert manifest.conditioning == pytest.approx(1, abs=0.01)
+    assert all(c.verification["psnr_db"] > 45 for c in manifest.components)
+    assert {f.path for f in manifest.files} >= {f"{n}/model.onnx" for n in LAYOUT}
+
+
+def test_optimum_runs_the_bundle_and_draws_diffusers_picture(bundle_folder: Path, small_folder: Path):
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.5, "height": 64, "width": 64, "output_type": "np"}
+    theirs = ORTStableDiffusionPipeline.from_pretrained(bundle_folder)
+    ours = StableDiffusionPipeline.from_pretrained(small_folder, safety_checker=None, requires_safety_checker=False)
+    a, b = (np.asarray(p("a woman", latents=latents.clone(), **settings).images) for p in (theirs, ours))
+    assert a.std() > 0.01
+    assert psnr_db(b, a) > 40
+
+
+def test_half_weights_halve_the_file_and_fold_back(bundle_folder: Path, small_folder: Path, tmp_path: Path):
+    part = load_part("unet", small_folder, {}, SHAPES)
+    full, half = tmp_path / "full.onnx", bundle_folder / "unet" / "model.onnx"
+    export_onnx(part, full, "fp32")
+    assert half.stat().st_size < 0.65 * full.stat().st_size
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(half, options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    halves = {t.name for t in optimised.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    assert not halves, "ONNX Runtime should have turned every stored float16 weight back at load"
+
+
+def test_large_weights_go_beside_the_model(small_folder: Path, tmp_path: Path):
+    part = load_part("unet", small_folder, {}, SHAPES)
+    path = tmp_path / "unet" / "model.onnx"
+    export_onnx(part, path, "fp32", external_above_bytes=1000)
+    assert (path.parent / "model.onnx_data").stat().st_size > path.stat().st_size
+    assert verify_part(part, path, "fp32")["psnr_db"] > 80
+
+
+def test_a_kl_autoencoder_exports_mean_and_variance(tmp_path: Path):
+    folder = make_sd_folder(tmp_path / "kl", vae="kl")
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("vae_encoder", "vae_decoder"):
+        part = load_part(name, folder, index, SHAPES)
+        export_onnx(part, tmp_path / name / "model.onnx", "fp32")
+        assert verify_part(part, tmp_path / name / "model.onnx", "fp32")["psnr_db"] > 80
+    session = ort.InferenceSession(tmp_path / "vae_encoder" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].name == "latent_parameters"
+    assert session.run(None, {"sample": np.zeros((1, 3, 64, 64), np.float32)})[0].shape == (1, 8, 16, 16)
+
+
+def test_the_device_tokenizer_is_the_models(bundle_folder: Path):
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_file(str(bundle_folder / "tokenizer" / "tokenizer.json"))
+    slow = CLIPTokenizer.from_pretrained(bundle_folder / "tokenizer")
+    for text in ("a woman's Hat", "42 cooks, noto style!", "ünïcode 🙂", " spaced   out "):
+        assert fast.encode(text).ids == slow(text).input_ids
+
+
+def damaged(path: Path, change: float) -> None:
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.raw_data:
+            values = onnx.numpy_helper.to_array(tensor) * np.float16(change)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def test_an_export_below_its_floor_leaves_nothing(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def export_badly(part, path, *rest):
+        export_onnx(part, path, *rest)
+        damaged(path, 0.9)
+
+    monkeypatch.setattr(bundle_module, "export_onnx", export_badly)
+    with pytest.raises(VerificationError, match=r"text_encoder.*dB"):
+        export_bundle(small_folder, tmp_path / "out", weights="fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unet_that_went_deaf_to_its_text_is_refused(small_folder: Path, bundle_folder: Path, tmp_path: Path):
+    part = load_part("unet", small_folder, {}, SHAPES)
+    model = onnx.load(bundle_folder / "unet" / "model.onnx")
+    for node in model.graph.node:  # the text reaches the graph as zeros
+        for i, name in enumerate(node.input):
+            if name == "encoder_hidden_states":
+                node.input[i] = "deaf"
+    zero = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [], [0.0])
+    model.graph.initializer.append(zero)
+    model.graph.node.insert(0, onnx.helper.make_node("Mul", ["encoder_hidden_states", "zero"], ["deaf"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(VerificationError, match="response to the text"):
+        verify_conditioning(part, tmp_path / "model.onnx")
+
+
+def test_an_existing_folder_is_kept(small_folder: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("1")
+    with pytest.raises(InputError, match="--force"):
+        export_bundle(small_folder, tmp_path / "out")
+    assert (tmp_path / "out" / "mine").exists()
+
+
+def edit_index(folder: Path) -> None:
+    path = folder / "model_index.json"
+    path.write_text(path.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
+
+
+def truncate_unet(folder: Path) -> None:
+    path = next((folder / "unet").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "word"),
+    [
+        (edit_index, InputError, "StableDiffusionXLPipeline"),
+        (lambda f: (f / "model_index.json").unlink(), ModelMissingError, "model_index"),
+        (lambda f: shutil.rmtree(f / "vae"), ModelMissingError, "vae"),
+        (truncate_unet, ModelMissingError, "unet"),
+    ],
+)
+def test_sources_that_cannot_be_exported_are_named(small_folder: Path, tmp_path: Path, damage, error, word: str):
+    source = tmp_path / "source"
+    shutil.copytree(small_folder, source)
+    damage(source)
+    with pytest.raises(error, match=word):
+        export_bundle(source, tmp_path / "out", weights="fp16")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("options", [{"weights": "int3"}, {"height": 63}])
+def test_bad_options_are_refused(small_folder: Path, tmp_path: Path, options: dict):
+    with pytest.raises(InputError):
+        export_bundle(small_folder, tmp_path / "out", **options)
