@@ -1,0 +1,17 @@
+"""The device: a prompt in, a picture out, and a cloud that never learns which candidate was meant.
+
+    from obclip.edge import Bundle, Client, generate
+
+    with Client("https://cloud.example") as client:
+        result = generate("a portrait of an old man", bundle=Bundle.open("emoji"), client=client)
+    result.save("portrait.png")
+
+Stable from 0.1: the names in `__all__`, their parameters and fields. Everything else may change in any release.
+"""
+
+from obclip.edge.bundle import Bundle
+from obclip.edge.client import Client
+from obclip.edge.generate import Result, generate
+from obclip.edge.oblivious import CandidateSet, Policy, candidate_set, load_policy
+
+__all__ = ["Bundle", "CandidateSet", "Client", "Policy", "Result", "candidate_set", "generate", "load_policy"]

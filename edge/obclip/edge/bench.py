@@ -1,0 +1,202 @@
+"""How fast and how large a bundle is on this device: load, first run, each part, and the job from step k on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.pairs import Pair
+from obclip.edge.bundle import Bundle
+from obclip.edge.complete import Guidance, denoise, first_latents
+from obclip.edge.sessions import scalar
+
+PARTS = ("text_encoder", "unet", "vae_decoder")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds over `runs` runs, after `warmup` runs that do not count."""
+
+    name: str
+    runs: int
+    median_s: float
+    p90_s: float
+    min_s: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """load_s, first_run_s: per part, once. peak_memory_bytes: of this process, its own high-water mark."""
+
+    bundle: str
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    load_s: dict[str, float]
+    first_run_s: dict[str, float]
+    timings: tuple[Timing, ...]
+    nodes_per_provider: dict[str, dict[str, int]]
+    peak_memory_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_bench(
+    source: str | Path,
+    pair: Pair,
+    *,
+    provider: str,
+    threads: int | None,
+    runs: int,
+    warmup: int,
+    handoff: int | None = None,
+) -> Report:
+    """Measure. Session creation (load) is timed apart from the first run, which may compile."""
+    if runs < 1 or warmup < 0:
+        raise InputError(f"runs is {runs} and warmup {warmup}; runs must be 1 or more, warmup 0 or more")
+    bundle = Bundle.open(source, provider=provider, threads=threads)
+    load, first = {}, {}
+    calls = _calls(bundle)
+    for name in PARTS:
+        load[name], _ = _timed(lambda name=name: bundle.session(name))  # type: ignore[misc]
+        first[name], _ = _timed(calls[name])
+    k = handoff if handoff is not None else min(pair.handoff, pair.steps)
+    calls["end_to_end"] = lambda: _job(bundle, pair, k)
+    names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {k}..{pair.steps - 1}"}
+    timings = tuple(_measure(names.get(name, name), call, runs, warmup) for name, call in calls.items())
+    return Report(
+        bundle=bundle.manifest.source,
+        machine=machine(),
+        settings={
+            "provider": bundle.session("unet").requested,
+            "threads": threads or "onnxruntime's default",
+            "runs": runs,
+            "warmup": warmup,
+            "pair": pair.name,
+            "steps": pair.steps,
+            "handoff": k,
+            "guidance": pair.guidance,
+            "latent_shape": list(bundle.latent_shape),
+        },
+        load_s=load,
+        first_run_s=first,
+        timings=timings,
+        nodes_per_provider={name: bundle.session(name).nodes_per_provider() for name in PARTS},
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _calls(bundle: Bundle) -> dict[str, Callable[[], Any]]:
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((1, *bundle.latent_shape)).astype(np.float32)
+    ids = bundle.tokenise("a portrait")
+    text: list[Any] = []
+
+    def unet() -> Any:
+        if not text:
+            text.append(bundle.encode("a portrait"))
+        return bundle.session("unet").run(sample=latents, timestep=scalar(500.0), encoder_hidden_states=text[0])
+
+    return {
+        "text_encoder": lambda: bundle.session("text_encoder").run(input_ids=ids),
+        "unet": unet,
+        "vae_decoder": lambda: bundle.session("vae_decoder").run(latent_sample=latents),
+    }
+
+
+def _job(bundle: Bundle, pair: Pair, k: int) -> None:
+    schedule = bundle.schedule(pair.solver, pair.steps)
+    guide = Guidance(bundle.encode("a portrait"), bundle.encode(""), pair.guidance)
+    x = first_latents(schedule, 0, bundle.latent_shape)
+    for _, latents, _ in denoise(bundle, schedule, guide, x, k, 0):
+        x = latents
+    bundle.decode(x)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    value = call()
+    return time.perf_counter() - started, value
+
+
+def _measure(name: str, call: Callable[[], Any], runs: int, warmup: int) -> Timing:
+    for _ in range(warmup):
+        call()
+    seconds = sorted(_timed(call)[0] for _ in range(runs))
+    p90 = seconds[min(len(seconds) - 1, int(np.ceil(0.9 * len(seconds))) - 1)]
+    return Timing(name, runs, statistics.median(seconds), p90, seconds[0])
+
+
+def machine() -> dict[str, Any]:
+    """What a number needs beside it: processor, cores, memory, system, versions."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "onnxruntime": version("onnxruntime"),
+        "obclip": version("obclip"),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def peak_memory_bytes() -> int | None:
+    """The most resident memory this process has had; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def plot(report: Report, path: Path) -> None:
+    """A bar chart of the medians. ModelMissingError if matplotlib is not installed."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ModelMissingError("a plot needs matplotlib: pip install 'obclip[plot]'") from error
+    figure, axes = pyplot.subplots(figsize=(7, 2.5), layout="constrained")
+    names = [t.name for t in report.timings]
+    medians = [t.median_s * 1000 for t in report.timings]
+    spread = [(t.p90_s - t.median_s) * 1000 for t in report.timings]
+    axes.barh(names, medians, xerr=[[0] * len(spread), spread])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel(f"ms, median and p90 of {report.settings['runs']} runs; {report.machine['cpu']}", fontsize=8)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write the plot to {path}: {error}") from error
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,52 @@
+"""The `obclip` command: a thin layer over `obclip.edge`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from obclip.core.errors import ObclipError
+from obclip.edge.cli import output, pictures, privacy, tools
+
+_UsageError: Any = typer.BadParameter.__base__  # click's class, or the copy of it that newer typers carry
+
+app = typer.Typer(
+    name="obclip",
+    help="Private text-to-image generation: a cloud that cannot tell which prompt was meant.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback(invoke_without_command=True)(output.version_option)
+app.command()(pictures.demo)
+app.command()(privacy.candidates)
+app.command()(privacy.audit)
+app.command()(pictures.generate)
+app.command()(tools.serve)
+app.command()(tools.export)
+app.command()(tools.bench)
+app.command()(tools.inspect)
+app.command()(tools.doctor)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit. Codes: 0 ok, 1 run failed, 2 usage, 3 model or extra missing, 4 cloud, 5
+    verification, 6 refused for privacy, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = typer.main.get_command(app).main(args=words, prog_name="obclip", standalone_mode=False)
+    except ObclipError as error:
+        output.fail(str(error), type(error).__name__, error.exit_code, "--json" in words)
+        code = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except _UsageError as error:
+        output.fail(f"{error.format_message()} See `obclip --help`.", "UsageError", 2, "--json" in words)
+        code = 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        os._exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

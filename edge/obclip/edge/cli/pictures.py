@@ -1,0 +1,103 @@
+"""`obclip demo` and `obclip generate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obclip.core.files import check_writable
+from obclip.core.pairs import load_pair
+from obclip.edge.bundle import Bundle
+from obclip.edge.cli.output import Json, Provider, Threads, console, emit, progress
+from obclip.edge.cli.privacy import PairName, PolicyName, show_candidates
+from obclip.edge.client import Client
+from obclip.edge.demo import PROMPT, local_cloud, run_demo
+from obclip.edge.generate import Result
+from obclip.edge.generate import generate as generate_picture
+from obclip.edge.image import save_png
+from obclip.edge.oblivious import candidate_set, load_policy
+
+Seed = Annotated[int | None, typer.Option(help="0 to 2^53-1; drawn and printed when not given.")]
+
+
+def demo(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")] = PROMPT,
+    out: Annotated[Path, typer.Option(help="The finished picture; a sheet is written beside it.")] = Path("demo.png"),
+    seed: Seed = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Draw one private picture with a cloud process on this machine, and a sheet that shows each stage."""
+    started = time.perf_counter()
+    sheet_path = out.with_name(out.stem + "_sheet.png")
+    bundle = Bundle.open("emoji", threads=threads)
+    found = candidate_set(prompt, load_policy("emoji"))
+    bundle.tokenise(prompt)
+    check_writable(out)
+    if not as_json:
+        show_candidates(found)
+    with local_cloud("emoji") as url, Client(url) as client, progress(as_json) as tell:
+        if not as_json:
+            console().print(f"cloud: {url}, up after {time.perf_counter() - started:.1f} s")
+        result, sheet = run_demo(prompt, bundle, client, seed, tell)
+    save_png(sheet_path, sheet, {})
+    result.save(out)
+    _report(result, out, as_json, {"sheet": str(sheet_path), "total_s": round(time.perf_counter() - started, 2)})
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    cloud: Annotated[str, typer.Option(help="Address of the cloud, https or loopback.")] = "http://127.0.0.1:8250",
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("obclip.png"),
+    pair: PairName = "emoji",
+    bundle: Annotated[str | None, typer.Option(help="A bundle folder, by default the pair's.")] = None,
+    policy: PolicyName = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt; sent as it is, so it may not describe people.")] = "",
+    seed: Seed = None,
+    steps: Annotated[int | None, typer.Option(help="T, by default the pair's.")] = None,
+    handoff: Annotated[int | None, typer.Option(help="k: steps in the cloud, by default the pair's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
+    solver: Annotated[str | None, typer.Option(help="ddim, euler, dpm++2m or lcm.")] = None,
+    provider: Provider = "auto",
+    threads: Threads = None,
+    allow_public: Annotated[bool, typer.Option(help="Send a prompt in which nothing is hidden.")] = False,
+    save_prompt: Annotated[bool, typer.Option(help="Write the prompt into the PNG's metadata.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw one picture: the first steps in the cloud for every candidate, the rest here."""
+    settings = load_pair(pair)
+    opened = Bundle.open(bundle or pair, provider=provider, threads=threads)
+    check_writable(out)
+    with Client(cloud) as client, progress(as_json) as tell:
+        result = generate_picture(
+            prompt, bundle=opened, client=client, progress=tell, pair=settings, policy=policy, seed=seed,
+            negative_prompt=negative, steps=steps, handoff=handoff, guidance=guidance, solver=solver,
+            allow_public=allow_public,
+        )  # fmt: skip
+    result.save(out, with_prompt=save_prompt)
+    _report(result, out, as_json, {})
+
+
+def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -> None:
+    timings = {k: round(v, 3) for k, v in result.timings_s.items()}
+    if as_json:
+        emit(
+            {
+                "image": str(out),
+                "seed": result.seed,
+                "candidates": len(result.job.candidates.prompts),
+                "handoff": result.job.request.handoff,
+                "steps": result.job.request.steps,
+                "timings_s": timings,
+                **more,
+            }
+        )
+        return
+    screen = console()
+    screen.print("  ".join(f"{name} {seconds:.2f} s" for name, seconds in timings.items()))
+    for name, value in more.items():
+        screen.print(f"{name}: {value}")
+    screen.print(f"seed: {result.seed}\nimage: {out}")

@@ -1,0 +1,176 @@
+"""`obclip serve`, `export`, `bench`, `inspect` and `doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.manifest import Manifest
+from obclip.core.pairs import load_pair
+from obclip.edge.bench import Report, plot, run_bench
+from obclip.edge.cli.output import Json, Provider, Threads, console, emit
+from obclip.edge.cli.privacy import PairName
+from obclip.edge.doctor import examine
+from obclip.edge.image import read_metadata
+
+
+def serve(
+    pair: PairName = "emoji",
+    model: Annotated[Path | None, typer.Option(help="A diffusers folder in place of the pair's cloud model.")] = None,
+    host: Annotated[str, typer.Option(help="Anything but loopback needs a token (OBCLIP_TOKEN).")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8250,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default CUDA where there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, or float16 on CUDA.")] = None,
+    max_candidates: Annotated[int, typer.Option(help="Most candidates in one request.")] = 64,
+    max_rows: Annotated[int, typer.Option(help="Most rows (candidates x branches) in one UNet pass.")] = 64,
+    max_waiting: Annotated[int, typer.Option(help="Requests taken in before others are told to come back.")] = 8,
+) -> None:
+    """Run the cloud half."""
+    try:
+        from obclip.cloud.serve import ServeOptions, run_server
+    except ImportError as error:
+        raise ModelMissingError(f"the cloud needs {error.name}: pip install 'obclip[cloud]'") from error
+    run_server(
+        ServeOptions(
+            pair=pair, model=model, host=host, port=port, device=device, dtype=dtype, max_candidates=max_candidates,
+            max_rows=max_rows, max_waiting=max_waiting,
+        )
+    )  # fmt: skip
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A diffusers folder or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="The bundle to write.")],
+    weights: Annotated[str, typer.Option(help="fp32, or fp16: half the size, computed in float32.")] = "fp32",
+    height: Annotated[int | None, typer.Option(help="Pixels; by default the model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; by default the model's.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="Floor in dB; by default 80 for fp32, 45 for fp16.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Export a model to an ONNX bundle for devices, verified against PyTorch."""
+    try:
+        from obclip.export import export_bundle
+    except ImportError as error:
+        raise ModelMissingError(f"export needs {error.name}: pip install 'obclip[export]'") from error
+
+    def tell(part: str, phase: str, seconds: float) -> None:
+        typer.echo(f"{part}: {phase} ({seconds:.1f} s)", err=True)
+
+    manifest = export_bundle(
+        source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell
+    )
+    _show_manifest(manifest, out, as_json)
+
+
+def bench(
+    bundle: Annotated[str, typer.Argument(help="A bundle folder, or a pair's name.")] = "emoji",
+    pair: PairName = "emoji",
+    handoff: Annotated[int | None, typer.Option(help="k for the end-to-end row, by default the pair's.")] = None,
+    provider: Provider = "auto",
+    threads: Threads = None,
+    runs: Annotated[int, typer.Option(help="Runs that count.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Runs before them.")] = 3,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a chart (.png, .svg).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on this device."""
+    report = run_bench(
+        bundle, load_pair(pair), provider=provider, threads=threads, runs=runs, warmup=warmup, handoff=handoff
+    )
+    if plot_path is not None:
+        plot(report, plot_path)
+    if as_json:
+        emit(report.to_dict())
+    else:
+        _show_bench(report)
+
+
+def _show_bench(report: Report) -> None:
+    out = console()
+    m, s = report.machine, report.settings
+    out.print(
+        f"{m['cpu']}, {m['cores']} cores; onnxruntime {m['onnxruntime']}; {s['provider']}, threads {s['threads']}"
+    )
+    table = Table("", "median ms", "p90 ms", "min ms", title=f"{report.bundle}: {s['runs']} runs after {s['warmup']}")
+    for t in report.timings:
+        table.add_row(t.name, *(f"{v * 1000:.2f}" for v in (t.median_s, t.p90_s, t.min_s)))
+    out.print(table)
+    table = Table("", "load s", "first run s", "nodes per provider")
+    for name, seconds in report.load_s.items():
+        nodes = ", ".join(
+            f"{k.removesuffix('ExecutionProvider')} {v}" for k, v in report.nodes_per_provider[name].items()
+        )
+        table.add_row(name, f"{seconds:.3f}", f"{report.first_run_s[name]:.3f}", nodes)
+    out.print(table)
+    if report.peak_memory_bytes is not None:
+        out.print(f"peak memory of the process: {report.peak_memory_bytes / 1e6:.0f} MB")
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle folder, or a picture that obclip wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a bundle or a picture says about itself; a bundle's files are checked."""
+    if path.is_dir():
+        manifest = Manifest.read(path)
+        manifest.verify_files(path)
+        _show_manifest(manifest, path, as_json)
+    elif path.is_file():
+        metadata = read_metadata(path)
+        if as_json:
+            emit(metadata)
+        else:
+            for key, value in metadata.items():
+                console().print(f"{key}: {value}")
+    else:
+        raise InputError(f"{path} does not exist")
+
+
+def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
+    sizes = {f.path: f.bytes for f in manifest.files}
+    if as_json:
+        parts: list[dict[str, Any]] = [
+            {"name": c.name, "precision": c.precision, "opset": c.opset, "bytes": sizes[c.file], **c.verification}
+            for c in manifest.components
+        ]
+        emit(
+            {"bundle": str(path), "source": manifest.source, "conditioning": manifest.conditioning, "components": parts}
+        )
+        return
+    table = Table(
+        "part", "weights", "opset", "MB", "PSNR dB", "max abs", "cosine", title=f"{path} from {manifest.source}"
+    )
+    for c in manifest.components:
+        v = c.verification
+        table.add_row(
+            c.name, c.precision, str(c.opset), f"{sizes[c.file] / 1e6:.2f}", f"{v['psnr_db']:.1f}",
+            f"{v['max_abs']:.2g}", f"{v['cosine']:.6f}",
+        )  # fmt: skip
+    out = console()
+    out.print(table)
+    out.print(
+        f"{manifest.width}x{manifest.height} px; response to text, relative to PyTorch: {manifest.conditioning:.4f}"
+    )
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check this installation: versions, providers, clashes, the embedded bundle. Exit code 1 if something is wrong."""
+    report = examine()
+    if as_json:
+        emit(report.to_dict())
+    else:
+        out = console()
+        out.print(f"{report.machine['cpu']}, {report.machine['cores']} cores, {report.machine['system']}")
+        out.print(", ".join(f"{k} {v}" for k, v in report.versions.items() if v))
+        out.print(f"providers: {', '.join(report.providers)}")
+        for extra, missing in report.extras.items():
+            out.print(f"[{extra}]: " + ("installed" if not missing else f"missing {', '.join(missing)}"), markup=False)
+        out.print(f"embedded bundle: {report.bundle}")
+        for problem in report.problems:
+            out.print(f"problem: {problem}")
+    raise typer.Exit(1 if report.problems else 0)

@@ -1,0 +1,58 @@
+"""The device's own steps: from the latents at step k to the last, with classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obclip.core.errors import RunError
+from obclip.core.noise import initial_noise, step_noise
+from obclip.core.schedule import Schedule
+from obclip.edge.bundle import Bundle
+from obclip.edge.sessions import scalar
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """text, negative: hidden states, float32 [1, tokens, width]; scale: 1 leaves the negative branch out."""
+
+    text: Float32
+    negative: Float32
+    scale: float
+
+
+def denoise(
+    bundle: Bundle, schedule: Schedule, guidance: Guidance, x: Float32, start: int, seed: int, x0: Float32 | None = None
+) -> Iterator[tuple[int, Float32, Float32]]:
+    """Steps start..T-1 on the bundle's UNet; yields (steps done, x, x0) after each, float32 [4, h, w].
+
+    x: latents before step `start`, variance-preserving. x0: the previous step's clean latents, if they are known;
+    without them the solver starts anew at first order. RunError if numbers stop being finite.
+    """
+    for i in range(start, schedule.steps):
+        output = _guided(bundle, guidance, x, float(schedule.timesteps[i]))
+        noise = step_noise(seed, i, x.shape) if schedule.needs_noise else None
+        x, x0 = schedule.step(i, x, output, x0, noise)
+        if not np.isfinite(x).all():
+            raise RunError(f"step {i} produced numbers that are not finite; try another provider")
+        yield i + 1, x, x0
+
+
+def first_latents(schedule: Schedule, seed: int, shape: tuple[int, int, int]) -> Float32:
+    """The latents before step 0, as the cloud makes them too."""
+    return (np.float32(schedule.initial_scale) * initial_noise(seed, shape)).astype(np.float32)
+
+
+def _guided(bundle: Bundle, guidance: Guidance, x: Float32, timestep: float) -> Float32:
+    """Two passes of batch 1: on a CPU a batch of 2 takes twice the time and more memory."""
+    unet, t = bundle.session("unet"), scalar(timestep)
+    conditional = unet.run(sample=x[None], timestep=t, encoder_hidden_states=guidance.text)["out_sample"][0]
+    if guidance.scale == 1.0:
+        return np.asarray(conditional, np.float32)
+    negative = unet.run(sample=x[None], timestep=t, encoder_hidden_states=guidance.negative)["out_sample"][0]
+    return np.asarray(negative + np.float32(guidance.scale) * (conditional - negative), np.float32)

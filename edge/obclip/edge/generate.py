@@ -1,0 +1,190 @@
+"""One private picture: candidates out, all latents back, one kept, the rest of the steps here.
+
+Everything that can be checked on the device is checked before anything is sent; nothing is sent after extraction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obclip.core.errors import CloudMismatchError, InputError, PrivacyError
+from obclip.core.noise import check_seed, draw_seed
+from obclip.core.pairs import Pair, load_pair
+from obclip.core.schedule import Schedule
+from obclip.core.wire import Request, Response
+from obclip.edge.bundle import Bundle
+from obclip.edge.client import Client
+from obclip.edge.complete import Guidance, denoise
+from obclip.edge.image import save_png
+from obclip.edge.oblivious import CandidateSet, candidate_set, check_negative, load_policy
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt made ready to send: settings, candidate set and the request, whose bytes do not tell the index."""
+
+    prompt: str
+    pair: Pair
+    candidates: CandidateSet
+    request: Request
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Result:
+    """image: uint8 [H, W, 3]. timings_s: seconds per phase. response: all N latents, as they came."""
+
+    image: NDArray[np.uint8]
+    job: Job
+    response: Response
+    timings_s: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        return self.job.request.seed
+
+    def metadata(self, with_prompt: bool = False) -> dict[str, Any]:
+        """What repeats the picture; the prompt, which is the secret, only when asked for."""
+        r = self.job.request
+        values = {
+            "obclip": version("obclip"),
+            "pair": self.job.pair.name,
+            "seed": r.seed,
+            "steps": r.steps,
+            "handoff": r.handoff,
+            "guidance": r.guidance,
+            "solver": r.solver,
+            "cloud_model": self.response.model,
+        }
+        return values | ({"prompt": self.job.prompt, "negative_prompt": r.negative_prompt} if with_prompt else {})
+
+    def save(self, path: str | Path, with_prompt: bool = False) -> None:
+        """Write a PNG, whole or not at all. RunError if it cannot be written."""
+        save_png(Path(path), self.image, self.metadata(with_prompt))
+
+
+def prepare(
+    prompt: str,
+    bundle: Bundle,
+    *,
+    pair: Pair | str = "emoji",
+    policy: str | None = None,
+    seed: int | None = None,
+    negative_prompt: str = "",
+    steps: int | None = None,
+    handoff: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+    allow_public: bool = False,
+    want_x0: bool = False,
+) -> Job:
+    """Everything before the first byte is sent. InputError, PrivacyError or CloudMismatchError if it should not be.
+
+    allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is.
+    """
+    pair = load_pair(pair) if isinstance(pair, str) else pair
+    rules = load_policy(policy or pair.policy)
+    candidates = candidate_set(prompt, rules)
+    if not (candidates.attributes or allow_public):
+        raise PrivacyError("nothing in this prompt is hidden, so the cloud would read it as it is; allow it if it may")
+    check_negative(negative_prompt, rules)
+    if bundle.latent_shape != pair.latent_shape:
+        raise CloudMismatchError(
+            f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
+            "use the bundle that was exported for this pair"
+        )
+    schedule = bundle.schedule(solver or pair.solver, steps if steps is not None else pair.steps)
+    k = handoff if handoff is not None else min(pair.handoff, schedule.steps)
+    if not 1 <= k <= schedule.steps:
+        raise InputError(f"handoff is {k}; it must be from 1 to steps ({schedule.steps})")
+    for text in (prompt, negative_prompt, *candidates.prompts):  # the whole set: the answer must not tell them apart
+        bundle.tokenise(text)
+    request = Request(
+        pair=pair.digest,
+        candidates=candidates.prompts,
+        negative_prompt=negative_prompt,
+        seed=draw_seed() if seed is None else check_seed(seed),
+        height=pair.height,
+        width=pair.width,
+        steps=schedule.steps,
+        handoff=k,
+        guidance=float(guidance if guidance is not None else pair.guidance),
+        solver=schedule.solver,
+        want_x0=want_x0 or pair.handoff_history,
+    )
+    return Job(prompt, pair, candidates, request, schedule)
+
+
+def generate(
+    prompt: str, *, bundle: Bundle, client: Client, progress: Progress | None = None, **settings: Any
+) -> Result:
+    """One picture of `prompt` through the cloud behind `client`, finished on this device.
+
+    settings: pair, policy, seed, negative_prompt, steps (T), handoff (k), guidance, solver, allow_public, as `prepare`
+    takes them; what is not given comes from the pair. progress(phase, done, of) is called as work proceeds.
+
+    Errors: InputError, PrivacyError (refused, nothing sent), CloudError and its kinds, BundleError, RunError.
+    """
+    tell = progress or (lambda phase, done, of: None)
+    timings: dict[str, float] = {}
+    with _timed(timings, "prepare"):
+        job = prepare(prompt, bundle, **settings)
+        guide = _guidance(job, bundle)
+        bundle.session("unet")
+        bundle.session("vae_decoder")
+    with _timed(timings, "handshake"):
+        client.check(job.pair, job.schedule, len(job.candidates.prompts))
+    tell("cloud", 0, job.request.handoff)
+    with _timed(timings, "cloud"):
+        response = client.denoise(job.request, job.schedule, job.pair.latent_shape)
+    tell("cloud", job.request.handoff, job.request.handoff)
+    image = finish(job, bundle, response, guide, timings, tell)
+    return Result(image, job, response, timings)
+
+
+def finish(
+    job: Job,
+    bundle: Bundle,
+    response: Response,
+    guide: Guidance,
+    timings: dict[str, float],
+    tell: Progress,
+) -> NDArray[np.uint8]:
+    """Extraction, the device's steps and decoding: no network from here on."""
+    k, steps = job.request.handoff, job.schedule.steps
+    x = response.latents[job.candidates.index].astype(np.float32)
+    x0 = None
+    if job.pair.handoff_history and response.x0 is not None:
+        x0 = response.x0[job.candidates.index].astype(np.float32)
+    with _timed(timings, "device_steps"):
+        for done, latents, _ in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0):
+            x = latents
+            tell("device", done - k, steps - k)
+    with _timed(timings, "decode"):
+        return bundle.decode(x)
+
+
+def _guidance(job: Job, bundle: Bundle) -> Guidance:
+    """The device reads the user's own words, not the canonical ones."""
+    return Guidance(bundle.encode(job.prompt), bundle.encode(job.request.negative_prompt), job.request.guidance)
+
+
+class _timed:  # noqa: N801
+    def __init__(self, timings: dict[str, float], name: str) -> None:
+        self.timings, self.name = timings, name
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.timings[self.name] = time.perf_counter() - self.started
