@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers (tiny.py) by name
 
+from processes import cloud_process
 from tiny import make_sd_folder
 
 
@@ -30,3 +32,10 @@ def bundle_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("bundle") / "small"
     export_bundle(small_folder, out, weights="fp16")
     return out
+
+
+@pytest.fixture(scope="session")
+def cloud_url(large_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real cloud process that runs the large folder as the emoji pair's cloud model."""
+    with cloud_process(tmp_path_factory.mktemp("cloud"), "--model", str(large_folder)) as (url, _):
+        yield url

@@ -1,4 +1,4 @@
-"""A real cloud process for tests, ended by its own id."""
+"""Clouds for tests: the real one as a process, ended by its own id, and one that answers as it is told."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 START_LIMIT_S = 120.0
@@ -40,3 +42,32 @@ def cloud_process(folder: Path, *arguments: str) -> Iterator[tuple[str, subproce
                 process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+@contextmanager
+def stub_cloud(answers: dict[str, tuple[int, bytes]]) -> Iterator[str]:
+    """A real HTTP server on loopback that gives fixed answers by path; yields its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, body = answers.get(self.path, (404, b"{}"))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

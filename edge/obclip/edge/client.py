@@ -111,25 +111,28 @@ class Client:
 
     def _exchange(self, method: str, path: str, body: bytes, limit: int) -> bytes:
         """One request, sent again unchanged while the cloud is busy or not yet up, for `patience_s` at most."""
-        waited, delay = 0.0, 0.5
+        waited, refused_s, delay = 0.0, 0.0, 0.5
         while True:
+            delay = min(delay * 2, 8.0)
             try:
                 status, retry_after, answer = self._once(method, path, body, limit)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if waited >= min(self.patience_s, 2.0):
+                if refused_s >= min(self.patience_s, 2.0):
                     raise CloudUnreachableError(f"no cloud answers at {self.url} ({error}); is it running?") from error
-                status, retry_after, answer = 0, None, b""
+                nap = min(delay, self.patience_s)
+                refused_s += nap
             except httpx.TimeoutException as error:
                 raise CloudUnreachableError(f"the cloud at {self.url} did not answer in time; try again") from error
             except httpx.HTTPError as error:
                 raise CloudUnreachableError(f"the connection to {self.url} broke ({error}); try again") from error
-            if status == 200:
-                return answer
-            if status and (status not in _RETRIED or waited >= self.patience_s):
-                raise _error(Problem.decode(answer, status))
-            delay = min(delay * 2, retry_after if retry_after is not None else 8.0, max(self.patience_s - waited, 0.1))
-            self._sleep(delay)
-            waited += delay
+            else:
+                if status == 200:
+                    return answer
+                if status not in _RETRIED or waited >= self.patience_s:
+                    raise _error(Problem.decode(answer, status))
+                nap = min(delay if retry_after is None else max(retry_after, 0.5), self.patience_s - waited)
+                waited += nap
+            self._sleep(nap)
 
     def _once(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
         headers = {"Content-Type": "application/json"} if body else {}

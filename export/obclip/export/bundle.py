@@ -104,7 +104,8 @@ def _export_one(
     path, started = building / name / "model.onnx", time.perf_counter()
     part = load_part(name, folder, index, shapes)
     export_onnx(part, path, weights, external_above_bytes)
-    (path.parent / "config.json").write_text(json.dumps(part.config, indent=2, sort_keys=True, default=str) + "\n")
+    config = {k: v for k, v in part.config.items() if k != "_name_or_path"}  # where the source lay is nobody's business
+    (path.parent / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     report(name, "exported", time.perf_counter() - started)
     started = time.perf_counter()
     verification = verify_part(part, path, weights, min_psnr_db)

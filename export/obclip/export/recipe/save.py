@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,7 @@ def save_pair(config: dict[str, Any], out: Path) -> None:
             requires_safety_checker=False,
         )
         pipeline.to(dtype=torch.float16).save_pretrained(out / folder)
+        for path in (out / folder).glob("*/config.json"):
+            values = json.loads(path.read_text())
+            values.pop("_name_or_path", None)  # a path of the machine that trained it
+            path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,158 @@
+"""One private picture, from prompt to PNG, through a real cloud process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from obclip.core.errors import CloudMismatchError, InputError, PrivacyError
+from obclip.core.pairs import load_pair
+from obclip.edge import Bundle, Client, candidate_set, generate, load_policy
+from obclip.edge.complete import Guidance, denoise
+from obclip.edge.generate import prepare
+
+PROMPT = "noto style emoji of an older woman with dark skin tone"
+
+
+class Recorder(httpx.HTTPTransport):
+    """The real transport; keeps what goes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[tuple[str, str, tuple, bytes]] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append((request.method, request.url.path, tuple(request.headers.raw), request.read()))
+        return super().handle_request(request)
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder: Path) -> Bundle:
+    return Bundle.open(bundle_folder)
+
+
+def test_the_picture_is_the_real_candidates_latents_finished_here(bundle: Bundle, cloud_url: str):
+    with Client(cloud_url) as client:
+        result = generate(PROMPT, bundle=bundle, client=client, seed=3, steps=8, handoff=3)
+    job = result.job
+    place = job.candidates.prompts.index(PROMPT)
+    guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), 3.5)
+    x = result.response.latents[place].astype(np.float32)
+    for _, latents, _ in denoise(bundle, job.schedule, guide, x, 3, 3):
+        x = latents
+    np.testing.assert_array_equal(result.image, bundle.decode(x))
+    others = result.response.latents.astype(np.float32)
+    assert len({row.tobytes() for row in others}) == len(job.candidates.prompts) == 30
+    assert set(result.timings_s) == {"prepare", "handshake", "cloud", "device_steps", "decode"}
+
+
+def test_the_same_seed_draws_the_same_picture(bundle: Bundle, cloud_url: str):
+    with Client(cloud_url) as client:
+        a, b, c = (generate("a woman", bundle=bundle, client=client, seed=s, steps=6, handoff=2) for s in (1, 1, 2))
+        free = generate("a woman", bundle=bundle, client=client, steps=6, handoff=2)
+    np.testing.assert_array_equal(a.image, b.image)
+    assert (a.image != c.image).any()
+    assert free.seed not in (1, 2)
+
+
+def test_everything_that_goes_out_is_the_same_for_every_candidate(bundle: Bundle, cloud_url: str):
+    """Not only the body: path, headers and the number of requests, and nothing after the latents are here."""
+    prompts = candidate_set("a woman firefighter", load_policy("emoji")).prompts
+    seen = set()
+    for prompt in prompts:
+        recorder = Recorder()
+        with Client(cloud_url, transport=recorder) as client:
+            generate(prompt, bundle=bundle, client=client, seed=3, steps=6, handoff=2)
+        assert [(m, p) for m, p, _, _ in recorder.sent] == [("GET", "/v1/capabilities"), ("POST", "/v1/denoise")]
+        seen.add(tuple(recorder.sent))
+    assert len(prompts) > 1
+    assert len(seen) == 1
+
+
+def test_the_device_reads_the_users_own_words(bundle: Bundle, cloud_url: str):
+    """`lady` goes out as `woman` and comes back as `lady`."""
+    with Client(cloud_url) as client:
+        lady, woman = (
+            generate(p, bundle=bundle, client=client, seed=3, steps=6, handoff=2) for p in ("a lady", "a woman")
+        )
+    assert lady.job.request.encode() == woman.job.request.encode()
+    assert (lady.image != woman.image).any()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "error", "word"),
+    [
+        ("", {}, InputError, "empty"),
+        ("   ", {}, InputError, "empty"),
+        ("a woman " + "cook " * 60, {}, InputError, "tokens"),
+        ("a woman " + "x" * 2000, {}, InputError, "characters"),
+        ("a house", {}, PrivacyError, "hidden"),
+        ("a woman", {"negative_prompt": "old man"}, PrivacyError, "negative"),
+        ("a woman", {"seed": 2**53}, InputError, "seed"),
+        ("a woman", {"steps": 0}, InputError, "steps"),
+        ("a woman", {"handoff": 26}, InputError, "handoff"),
+        ("a woman", {"guidance": float("nan")}, InputError, "guidance"),
+        ("a woman", {"solver": "heun"}, InputError, "heun"),
+        ("a woman", {"pair": "sd14"}, CloudMismatchError, "bundle"),
+    ],
+)
+def test_nothing_is_sent_for_what_the_device_refuses(bundle: Bundle, prompt: str, settings: dict, error, word: str):
+    def unreachable(request: httpx.Request) -> httpx.Response:
+        raise AssertionError("something was sent")
+
+    client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(unreachable))
+    with client, pytest.raises(error, match=word):
+        generate(prompt, bundle=bundle, client=client, **settings)
+
+
+def test_a_public_prompt_goes_out_when_allowed(bundle: Bundle):
+    job = prepare("a house", bundle, allow_public=True)
+    assert job.request.candidates == ("a house",)
+
+
+def test_another_pair_on_the_cloud_is_found_before_the_prompt_leaves(bundle: Bundle, cloud_url: str):
+    recorder = Recorder()
+    with Client(cloud_url, transport=recorder) as client, pytest.raises(CloudMismatchError, match="emoji"):
+        generate(PROMPT, bundle=bundle, client=client, pair=replace(load_pair("emoji"), guidance=9.0))
+    assert [p for _, p, _, _ in recorder.sent] == ["/v1/capabilities"]
+
+
+def test_the_png_holds_the_prompt_only_when_asked(bundle: Bundle, cloud_url: str, tmp_path: Path):
+    with Client(cloud_url) as client:
+        result = generate(PROMPT, bundle=bundle, client=client, seed=3, steps=6, handoff=2)
+    result.save(tmp_path / "a.png")
+    result.save(tmp_path / "b.png", with_prompt=True)
+    for name, asked in (("a.png", False), ("b.png", True)):
+        with Image.open(tmp_path / name) as image:
+            image.load()
+            said = json.loads(image.text["obclip"])
+        assert (said["seed"], said["handoff"], said["steps"], said["pair"]) == (3, 2, 6, "emoji")
+        assert (said.get("prompt") == PROMPT) is asked
+    for word in (b"older", b"woman", b"dark"):
+        assert word not in (tmp_path / "a.png").read_bytes()
+
+
+def test_a_whole_generate_loads_no_training_framework(bundle_folder: Path, cloud_url: str, tmp_path: Path):
+    out = tmp_path / "a.png"
+    words = ["generate", PROMPT, "--cloud", cloud_url, "--bundle", str(bundle_folder), "--out", str(out), "--json"]
+    script = (
+        "import sys\nimport obclip.edge\nfrom obclip.edge.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as end:\n    code = end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'optimum', 'onnx', 'obclip.cloud', 'obclip.export'}\n"
+        "print(code, sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    report, modules = done.stdout.splitlines()
+    assert modules == "0 []"
+    assert json.loads(report)["candidates"] == 30
+    with Image.open(out) as image:
+        assert image.size == (64, 64)
