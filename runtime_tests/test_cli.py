@@ -218,6 +218,9 @@ def test_inspect_reads_bundles_and_pictures(run, bundle_folder: Path, answers: d
     assert set(parts) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert parts["unet"]["psnr_db"] > 45
     assert run("inspect", bundle_folder)[0] == 0
+    assert json.loads(run("inspect", "emoji", "--json")[1])["components"][0]["name"] == "text_encoder"
+    code, _, error = run("inspect", "sd14")
+    assert (code, "obclip export" in error) == (3, True)
     out = tmp_path / "a.png"
     paths = {"/v1/capabilities": (200, answers["offer"]), "/v1/denoise": (200, answers["good"])}
     with stub_cloud(paths) as url:

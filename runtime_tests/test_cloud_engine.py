@@ -127,8 +127,8 @@ def test_a_plain_plan_is_every_candidate_in_both_branches():
 def test_predicted_cost_is_what_pytorch_counts(model: CloudModel):
     request = replace(REQUEST, handoff=2)
     plan = plain_plan(request, 64)
-    profile = profile_unet(model.unet, PAIR.latent_shape, model.max_tokens)
-    text = torch.zeros(6, model.max_tokens, model.unet.config.cross_attention_dim)
+    profile = profile_unet(model.unet, PAIR.latent_shape, model.text.max_tokens)
+    text = torch.zeros(6, model.text.max_tokens, model.unet.config.cross_attention_dim)
     with torch.inference_mode(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         counter = FlopCounterMode(display=False)
         with counter:

@@ -102,6 +102,7 @@ def test_the_device_reads_the_users_own_words(bundle: Bundle, cloud_url: str):
         ("a woman", {"guidance": float("nan")}, InputError, "guidance"),
         ("a woman", {"solver": "heun"}, InputError, "heun"),
         ("a woman", {"pair": "sd14"}, CloudMismatchError, "bundle"),
+        ("a woman", {"pair": "lcm-sdxl"}, InputError, "shifts"),
     ],
 )
 def test_nothing_is_sent_for_what_the_device_refuses(bundle: Bundle, prompt: str, settings: dict, error, word: str):

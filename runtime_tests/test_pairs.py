@@ -32,7 +32,7 @@ def test_latent_shapes(name: str, shape: tuple[int, int, int]):
 def test_digest_is_sha256_of_the_settings_as_canonical_json():
     values = tomllib.loads(EMOJI)
     defaults = {"timestep_shift": 0, "handoff_history": False, "name": "emoji"}
-    sides = {side: {"revision": None, "vae": None, **values[side]} for side in ("cloud", "device")}
+    sides = {side: {"revision": None, "vae": None, "unet": None, **values[side]} for side in ("cloud", "device")}
     text = json.dumps({**defaults, **values, **sides}, sort_keys=True, separators=(",", ":"))
     assert load_pair("emoji").digest == hashlib.sha256(text.encode()).hexdigest()
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from obclip.export.recipe.tokenizer import build_tokenizer
 
@@ -94,5 +101,54 @@ def make_sd_folder(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipeline.save_pretrained(path)
+    return path
+
+
+def make_sdxl_folder(path: Path, *, distilled: bool = False, zero_empty: bool = True) -> Path:
+    """A StableDiffusionXLPipeline folder: two text encoders, added conditions; `distilled`: the scale is an input."""
+    tokenizer = build_tokenizer([WORDS] * 4, 600, 32, path / "vocabulary")
+    torch.manual_seed(5)
+    common = dict(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        max_position_embeddings=32, projection_dim=24, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+        time_cond_proj_dim=16 if distilled else None,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+            norm_num_groups=4,
+            sample_size=64,
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**common)),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**common, hidden_act="gelu")),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing",
+            clip_sample=False, steps_offset=1,
+        ),
+        force_zeros_for_empty_prompt=zero_empty,
+        add_watermarker=False,
+    )  # fmt: skip
     pipeline.save_pretrained(path)
     return path

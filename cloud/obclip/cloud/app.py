@@ -96,7 +96,7 @@ class Service:
             latent_downscale=self.pair.latent_downscale,
             max_candidates=self.limits.max_candidates,
             max_steps=self.limits.max_steps,
-            max_tokens=self.model.max_tokens,
+            max_tokens=self.model.text.max_tokens,
             max_body_bytes=self.limits.max_body_bytes,
         )
 
@@ -123,10 +123,10 @@ class Service:
         if (request.height, request.width) != (self.pair.height, self.pair.width):
             raise ProblemError("invalid-request", f"the size must be {self.pair.width}x{self.pair.height}")
         try:
-            self.model.tokenise([request.negative_prompt, *request.candidates])
+            self.model.text.check([request.negative_prompt, *request.candidates])
         except InputError as error:
             raise ProblemError("prompt-too-long", str(error)) from error
-        return request, plain_plan(request, self.limits.max_rows)
+        return request, plain_plan(request, self.limits.max_rows, self.model.guidance_distilled)
 
     def run(self, request: Request, plan: Plan, cancelled: threading.Event) -> Response:
         started = time.perf_counter()

@@ -55,7 +55,11 @@ def profile_unet(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int],
             x = torch.zeros((1, *latent_shape), device=parameter.device, dtype=parameter.dtype)
             width = unet.config.cross_attention_dim
             text = torch.zeros((1, tokens, width), device=parameter.device, dtype=parameter.dtype)
-            unet(x, torch.zeros((), device=parameter.device), text)
+            added = None
+            if unet.config.addition_embed_type == "text_time":
+                pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+                added = {"text_embeds": text.new_zeros((1, pooled)), "time_ids": text.new_zeros((1, 6))}
+            unet(x, torch.zeros((), device=parameter.device), text, added_cond_kwargs=added)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 
 from obclip.cloud.model import CloudModel
 from obclip.cloud.plan import Branch, Pass, Plan
@@ -35,14 +36,14 @@ def execute(
     schedule = build_schedule(model.schedule_config, request.solver, request.steps)
     channels, scale = pair.latent_channels, pair.latent_downscale
     shape = (channels, request.height // scale, request.width // scale)
-    text = model.encode([request.negative_prompt, *request.candidates])
+    predictor = Predictor(model, request, plan)
     noise = torch.from_numpy(initial_noise(request.seed, shape)).to(model.device)
     x = (schedule.initial_scale * noise).repeat(plan.candidates, 1, 1, 1)  # (N, 4, h, w), float32
     x0: torch.Tensor | None = None
     for step in plan.steps:
         if cancelled():
             raise CancelledError("the request was cancelled")
-        output = _predict(step.passes, x, float(schedule.timesteps[step.index]), text, plan, request.guidance, model)
+        output = predictor(step.passes, x, float(schedule.timesteps[step.index]))
         x, x0 = _solve(schedule, step.index, x, output, x0, request.seed)
     if not bool(torch.isfinite(x).all()):
         raise RunError("the model produced numbers that are not finite; nothing is returned")
@@ -56,31 +57,50 @@ def execute(
     )
 
 
-def _predict(
-    passes: tuple[Pass, ...],
-    x: torch.Tensor,
-    timestep: float,
-    text: torch.Tensor,
-    plan: Plan,
-    guidance: float,
-    model: CloudModel,
-) -> torch.Tensor:
-    """The guided model output for every candidate, float32 [N, 4, h, w]."""
-    branches = {branch: torch.zeros_like(x) for branch in Branch}
-    for one in passes:
-        candidates = [row.candidate for row in one.rows]
-        # text[0] is the negative prompt, text[i + 1] candidate i
+class Predictor:
+    """The UNet with everything about a request that does not change from step to step."""
+
+    def __init__(self, model: CloudModel, request: Request, plan: Plan) -> None:
+        """InputError for a prompt that the text encoders cannot read whole."""
+        self.unet, self.dtype, self.guided, self.guidance = model.unet, model.dtype, plan.guided, request.guidance
+        self.text = model.encode([request.negative_prompt, *request.candidates])
+        # Stable Diffusion XL's size conditions: original height and width, crop top and left, target height and width
+        size = [request.height, request.width, 0, 0, request.height, request.width]
+        self.size = torch.tensor([size], device=model.device, dtype=torch.float32)
+        self.scale: torch.Tensor | None = None
+        if model.guidance_distilled:  # Meng et al. 2023 (arXiv 2210.03142): the scale is embedded like a timestep
+            w = torch.tensor([1000.0 * (request.guidance - 1.0)], device=model.device)
+            width = model.unet.config.time_cond_proj_dim
+            self.scale = get_timestep_embedding(w, width, downscale_freq_shift=1).to(model.dtype)
+
+    def __call__(self, passes: tuple[Pass, ...], x: torch.Tensor, timestep: float) -> torch.Tensor:
+        """The guided model output for every candidate, float32 [N, 4, h, w]; x: float32, the same shape."""
+        branches = {branch: torch.zeros_like(x) for branch in Branch}
+        for one in passes:
+            output = self._run(one, x, timestep)
+            for i, row in enumerate(one.rows):
+                branches[row.branch][row.candidate] = output[i]
+        conditional = branches[Branch.CONDITIONAL]
+        if not self.guided:
+            return conditional
+        unconditional = branches[Branch.UNCONDITIONAL]
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def _run(self, one: Pass, x: torch.Tensor, timestep: float) -> torch.Tensor:
+        m = len(one.rows)
+        # hidden[0] is the negative prompt's, hidden[i + 1] candidate i's
         words = [0 if row.branch is Branch.UNCONDITIONAL else row.candidate + 1 for row in one.rows]
-        rows = x[candidates].to(model.dtype).contiguous(memory_format=torch.channels_last)
-        t = torch.full((len(candidates),), timestep, device=x.device, dtype=torch.float32)
-        output = model.unet(rows, t, text[words]).sample.float()
-        for i, row in enumerate(one.rows):
-            branches[row.branch][row.candidate] = output[i]
-    conditional = branches[Branch.CONDITIONAL]
-    if not plan.guided:
-        return conditional
-    unconditional = branches[Branch.UNCONDITIONAL]
-    return unconditional + guidance * (conditional - unconditional)
+        added = None
+        if self.text.pooled is not None:
+            added = {"text_embeds": self.text.pooled[words], "time_ids": self.size.expand(m, -1)}
+        rows = x[[row.candidate for row in one.rows]].to(self.dtype)
+        return self.unet(
+            rows.contiguous(memory_format=torch.channels_last),
+            torch.full((m,), timestep, device=x.device, dtype=torch.float32),
+            self.text.hidden[words],
+            timestep_cond=None if self.scale is None else self.scale.expand(m, -1),
+            added_cond_kwargs=added,
+        ).sample.float()
 
 
 def _solve(

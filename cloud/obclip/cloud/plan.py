@@ -60,13 +60,13 @@ class Plan:
         return max(len(p.rows) for s in self.steps for p in s.passes)
 
 
-def plain_plan(request: Request, max_rows: int) -> Plan:
+def plain_plan(request: Request, max_rows: int, guidance_distilled: bool = False) -> Plan:
     """Every candidate, both branches, at every step, nothing reused: the paper's oblivious generation without cache.
 
-    Guidance of exactly 1 is the conditional prediction itself, so its other branch is left out. Passes hold at most
-    `max_rows` rows.
+    Guidance of exactly 1 is the conditional prediction itself, so its other branch is left out; so it is for a UNet
+    into which guidance was distilled (latent consistency models). Passes hold at most `max_rows` rows.
     """
-    guided = request.guidance != 1.0
+    guided = request.guidance != 1.0 and not guidance_distilled
     branches = (Branch.UNCONDITIONAL, Branch.CONDITIONAL) if guided else (Branch.CONDITIONAL,)
     rows = [Row(i, b) for b in branches for i in range(len(request.candidates))]
     passes = tuple(Pass("full", tuple(rows[i : i + max_rows])) for i in range(0, len(rows), max_rows))

@@ -76,7 +76,7 @@ def run_bench(
     names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {k}..{pair.steps - 1}"}
     timings = tuple(_measure(names.get(name, name), call, runs, warmup) for name, call in calls.items())
     return Report(
-        bundle=bundle.manifest.source,
+        bundle=str(source),
         machine=machine(),
         settings={
             "provider": bundle.session("unet").requested,

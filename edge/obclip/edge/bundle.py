@@ -33,7 +33,7 @@ class Bundle:
         verify: compare every file's SHA-256 with the manifest, not only its size. ModelMissingError if there is no such
         bundle here, BundleError if it is damaged.
         """
-        folder = _find(source)
+        folder = find_bundle(source)
         manifest = Manifest.read(folder)
         manifest.verify_files(folder, sizes_only=not verify)
         return cls(folder, manifest, SessionOptions(provider, threads))
@@ -91,7 +91,8 @@ class Bundle:
         return np.asarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def _find(source: str | Path) -> Path:
+def find_bundle(source: str | Path) -> Path:
+    """The folder of a bundle, given it or a pair's name. ModelMissingError if there is none."""
     if isinstance(source, str) and source in shipped_pairs():
         found = resolve_source(load_pair(source).device, "edge")
         if isinstance(found, Path):

@@ -93,6 +93,10 @@ def prepare(
     allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is.
     """
     pair = load_pair(pair) if isinstance(pair, str) else pair
+    if pair.timestep_shift:
+        raise InputError(
+            f"the pair {pair.name} shifts the device's steps by {pair.timestep_shift}, which this version cannot finish"
+        )
     rules = load_policy(policy or pair.policy)
     candidates = candidate_set(prompt, rules)
     if not (candidates.attributes or allow_public):

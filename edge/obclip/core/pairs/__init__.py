@@ -19,11 +19,12 @@ _EMBEDDED = "embedded:"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """source: a hub id, a local diffusers folder, or `embedded:NAME`; vae: another source for the VAE, if any."""
+    """source: a hub id, a local diffusers folder, or `embedded:NAME`; vae, unet: other sources for those parts."""
 
     source: str
     revision: str | None = None
     vae: str | None = None
+    unet: str | None = None
 
 
 @dataclass(frozen=True)

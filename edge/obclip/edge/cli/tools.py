@@ -10,8 +10,9 @@ from rich.table import Table
 
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.manifest import Manifest
-from obclip.core.pairs import load_pair
+from obclip.core.pairs import load_pair, shipped_pairs
 from obclip.edge.bench import Report, plot, run_bench
+from obclip.edge.bundle import find_bundle
 from obclip.edge.cli.output import Json, Provider, Threads, console, emit
 from obclip.edge.cli.privacy import PairName
 from obclip.edge.doctor import examine
@@ -112,10 +113,11 @@ def _show_bench(report: Report) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle folder, or a picture that obclip wrote.")],
+    what: Annotated[str, typer.Argument(help="A bundle folder, a pair's name, or a picture that obclip wrote.")],
     as_json: Json = False,
 ) -> None:
     """Show what a bundle or a picture says about itself; a bundle's files are checked."""
+    path = find_bundle(what) if what in shipped_pairs() else Path(what)
     if path.is_dir():
         manifest = Manifest.read(path)
         manifest.verify_files(path)

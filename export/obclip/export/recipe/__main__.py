@@ -19,6 +19,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("emoji.toml"))
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument(
+        "--init", type=Path, help="a finished large model's folder that the first two stages go on from"
+    )
     args = parser.parse_args()
 
     config = tomllib.loads(args.config.read_text())
@@ -28,11 +31,11 @@ def main() -> None:
     if "vae" in args.stages:
         from .vae import train_vae
 
-        train_vae(config["vae"], seed, drawings, args.out, device).save_pretrained(args.out / "vae")
+        train_vae(config["vae"], seed, drawings, args.out, device, args.init).save_pretrained(args.out / "vae")
     if "unet" in args.stages:
         from .diffusion import train_large
 
-        train_large(config, seed + 1, drawings, args.out, device)
+        train_large(config, seed + 1, drawings, args.out, device, args.init)
     if "small" in args.stages:
         from .distill import train_small
 

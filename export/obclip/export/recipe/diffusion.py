@@ -12,12 +12,14 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from obclip.core.errors import InputError
+
 from .captions import caption_variants
 from .data import Drawings
 from .models import build_scheduler, build_text_encoder, build_unet
 from .sheet import save_sheet
 from .tokenizer import build_tokenizer
-from .train import Average, Stage, generator, learning_rate
+from .train import Average, Stage, generator, learning_rate, memory_format
 from .vae import encode_all
 
 VARIANTS = 16
@@ -118,7 +120,20 @@ def sample_images(
         return vae.decode(x / vae.config.scaling_factor).sample.float()
 
 
-def train_large(config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device) -> None:
+def load_weights(both: torch.nn.ModuleDict, tokenizer: CLIPTokenizer, init: Path) -> None:
+    """Go on from a finished pair's text encoder and UNet. InputError if its vocabulary is another one."""
+    if CLIPTokenizer.from_pretrained(init / "tokenizer").get_vocab() != tokenizer.get_vocab():
+        raise InputError(f"{init} was trained with another vocabulary; leave --init out, or use the same captions")
+    text = CLIPTextModel.from_pretrained(init / "text_encoder", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(init / "unet", torch_dtype=torch.float32)
+    both["text"].load_state_dict(text.state_dict())
+    both["unet"].load_state_dict(unet.state_dict())
+
+
+def train_large(
+    config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device, init: Path | None = None
+) -> None:
+    """init: a finished pair's folder, whose text encoder and UNet training goes on from."""
     torch.manual_seed(seed)
     c = config["unet"]
     captions = [v for row in drawings.split("train").rows for v in caption_variants(row)]
@@ -129,9 +144,13 @@ def train_large(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
             "unet": build_unet(c, config["text"]["width"], mid=True),
             "text": build_text_encoder(config["text"], tokenizer),
         }
-    ).to(device)
-    both.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(both.parameters(), lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    )
+    if init is not None:
+        load_weights(both, tokenizer, init)
+    layout = memory_format(device)
+    both.to(device)
+    both.to(memory_format=layout)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(both.parameters(), lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     stage, average, start = Stage("unet", out, c["steps"], device), Average(both, c["ema"]), 0
     if (saved := stage.load()) is not None:
         both.load_state_dict(saved["model"])
@@ -148,7 +167,7 @@ def train_large(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
             group["lr"] = learning_rate(i, c["steps"], c["lr"], c["decay"])
         with torch.autocast(device.type, torch.bfloat16):
             hidden = both["text"](tokens.to(device)).last_hidden_state
-            y = both["unet"](x.contiguous(memory_format=torch.channels_last), t, hidden).sample
+            y = both["unet"](x.contiguous(memory_format=layout), t, hidden).sample
         loss = F.mse_loss(y.float(), v)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

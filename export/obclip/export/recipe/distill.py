@@ -17,7 +17,7 @@ from .data import Drawings
 from .diffusion import SHEET_PROMPTS, diffuse, make_batches, sample_images
 from .models import build_scheduler, build_unet
 from .sheet import save_sheet
-from .train import Average, Stage, generator, learning_rate
+from .train import Average, Stage, generator, learning_rate, memory_format
 
 
 def inherited_weights(large: UNet2DConditionModel, small: UNet2DConditionModel) -> dict[str, torch.Tensor]:
@@ -66,13 +66,14 @@ def train_small(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
     text = CLIPTextModel.from_pretrained(out / "text_encoder").to(device).eval()
     teacher = build_unet(config["unet"], config["text"]["width"], mid=True)
     teacher.load_state_dict(UNet2DConditionModel.from_pretrained(out / "unet").state_dict())
-    teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    layout = memory_format(device)
+    teacher.to(device, memory_format=layout).eval().requires_grad_(False)
     small = build_unet({"heads": config["unet"]["heads"], **c}, config["text"]["width"], mid=False)
     taken = inherited_weights(teacher, small)
     small.load_state_dict({**small.state_dict(), **taken})
-    small.to(device, memory_format=torch.channels_last)
+    small.to(device, memory_format=layout)
     stage, average, start = Stage("small", out, c["steps"], device), Average(small, c["ema"]), 0
-    optimiser = torch.optim.AdamW(small.parameters(), lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(small.parameters(), lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     if (saved := stage.load()) is not None:
         small.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
@@ -88,7 +89,7 @@ def train_small(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
         g = generator(seed, i)
         x0, tokens = batches.draw(c["batch"], c["no_caption"], g)
         x, t, v = (y.to(device) for y in diffuse(x0, scheduler, g))
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=layout)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(i, c["steps"], c["lr"], c["decay"])
         with torch.autocast(device.type, torch.bfloat16):

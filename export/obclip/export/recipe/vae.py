@@ -35,10 +35,14 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def train_vae(
-    config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device
+    config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device, init: Path | None = None
 ) -> AutoencoderTiny:
+    """init: a finished pair's folder, whose VAE training goes on from."""
     torch.manual_seed(seed)
-    vae = build_vae(config["channels"]).to(device, memory_format=torch.channels_last)
+    vae = build_vae(config["channels"])
+    if init is not None:
+        vae.load_state_dict(AutoencoderTiny.from_pretrained(init / "vae", torch_dtype=torch.float32).state_dict())
+    vae.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=config["lr"], betas=(0.9, 0.99), weight_decay=1e-4)
     stage = Stage("vae", out, config["steps"], device)
     average, start = Average(vae, 0.995), 0
