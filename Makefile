@@ -30,8 +30,8 @@ platforms:
 compat:
 	$(PYTHON) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
-	.venv-compat/bin/python -m pip install --disable-pip-version-check -q --upgrade -e ".[cloud,export]" pytest hypothesis
-	.venv-compat/bin/python -m pytest --ignore=runtime_tests/test_wheel.py
+	.venv-compat/bin/python -m pip install --disable-pip-version-check -q --upgrade -e ".[cloud,export,plot]" pytest hypothesis
+	.venv-compat/bin/python -m pytest --ignore=runtime_tests/test_wheel.py --ignore=runtime_tests/test_optimum.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'

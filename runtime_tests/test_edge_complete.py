@@ -1,4 +1,4 @@
-"""The device's steps and decoder against diffusers and against optimum's pipeline."""
+"""The device's steps and decoder against diffusers' pipeline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
-from optimum.onnxruntime import ORTStableDiffusionPipeline
 
 from obclip.core.errors import InputError, RunError
 from obclip.core.noise import initial_noise
@@ -37,15 +36,9 @@ def last(bundle: Bundle, solver: str, steps: int, x: np.ndarray, start: int = 0,
 
 
 @pytest.mark.parametrize("solver", THEIRS)
-@pytest.mark.parametrize("library", ["diffusers", "optimum"])
-def test_a_whole_run_draws_what_the_pipelines_draw(bundle: Bundle, small_folder: Path, solver: str, library: str):
+def test_a_whole_run_draws_what_diffusers_draws(bundle: Bundle, small_folder: Path, solver: str):
     steps = 12
-    if library == "optimum":
-        pipeline = ORTStableDiffusionPipeline.from_pretrained(bundle.folder)
-    else:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            small_folder, safety_checker=None, requires_safety_checker=False
-        )
+    pipeline = StableDiffusionPipeline.from_pretrained(small_folder, safety_checker=None, requires_safety_checker=False)
     pipeline.scheduler = THEIRS[solver](pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.from_numpy(initial_noise(SEED, SHAPE))[None].float()

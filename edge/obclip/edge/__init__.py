@@ -9,9 +9,34 @@
 Stable from 0.1: the names in `__all__`, their parameters and fields. Everything else may change in any release.
 """
 
+from obclip.core.errors import (
+    BundleError,
+    CloudError,
+    InputError,
+    ModelMissingError,
+    ObclipError,
+    PrivacyError,
+    RunError,
+)
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.generate import Result, generate
 from obclip.edge.oblivious import CandidateSet, Policy, candidate_set, load_policy
 
-__all__ = ["Bundle", "CandidateSet", "Client", "Policy", "Result", "candidate_set", "generate", "load_policy"]
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CandidateSet",
+    "Client",
+    "CloudError",
+    "InputError",
+    "ModelMissingError",
+    "ObclipError",
+    "Policy",
+    "PrivacyError",
+    "Result",
+    "RunError",
+    "candidate_set",
+    "generate",
+    "load_policy",
+]

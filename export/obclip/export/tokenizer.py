@@ -33,6 +33,8 @@ def export_tokenizer(source: Path, out: Path) -> tuple[int, int]:
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt") and file.name != "tokenizer.json":
             shutil.copyfile(file, out / file.name)
+    if not (out / "vocab.json").is_file():  # transformers 5 keeps tokenizer.json alone; other applications read these
+        fast.backend_tokenizer.model.save(str(out))
     fast.backend_tokenizer.save(str(out / "tokenizer.json"))
     written = Tokenizer.from_file(str(out / "tokenizer.json"))
     written.no_padding()
