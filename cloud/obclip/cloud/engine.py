@@ -44,7 +44,7 @@ def execute(
         if cancelled():
             raise CancelledError("the request was cancelled")
         output = predictor(step.passes, x, float(schedule.timesteps[step.index]))
-        x, x0 = _solve(schedule, step.index, x, output, x0, request.seed)
+        x, x0 = solve(schedule, step.index, x, output, x0, request.seed)
     if not bool(torch.isfinite(x).all()):
         raise RunError("the model produced numbers that are not finite; nothing is returned")
     assert x0 is not None
@@ -103,7 +103,7 @@ class Predictor:
         ).sample.float()
 
 
-def _solve(
+def solve(
     schedule: Schedule, i: int, x: torch.Tensor, output: torch.Tensor, x0_previous: torch.Tensor | None, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """core.schedule.Schedule.step, on the device."""

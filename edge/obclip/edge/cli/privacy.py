@@ -56,7 +56,9 @@ def _as_dict(prompt: str, found: CandidateSet) -> dict[str, Any]:
 
 def show_candidates(found: CandidateSet) -> None:
     out = console()
-    table = Table("", "candidate", title=f"{len(found.prompts)} prompts leave the device; the mark does not")
+    n = len(found.prompts)
+    title = f"{n} prompts leave the device; the mark does not" if n > 1 else "this prompt leaves as it is, if at all"
+    table = Table("", "candidate", title=title)
     for i, text in enumerate(found.prompts):
         table.add_row("*" if i == found.index else "", text)
     out.print(table)

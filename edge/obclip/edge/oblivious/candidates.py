@@ -86,7 +86,9 @@ def _label(person: int, attribute: str) -> str:
 def _public(template: Template, attributes: dict[str, str]) -> tuple[str, ...]:
     notes = []
     if not attributes:
-        notes.append("no protected attribute was found: the cloud sees this prompt as it is")
+        notes.append(
+            "no protected attribute was found: the cloud would see the prompt as it is, so it is sent only if allowed"
+        )
     if any(person.minor for person in template.people):
         notes.append("that the prompt is about a child is public; children and adults never hide each other")
     return tuple(notes)
