@@ -273,3 +273,34 @@ def test_version(run):
     from importlib.metadata import version
 
     assert run("--version") == (0, version("obclip") + "\n", "")
+
+
+def test_candidates_are_shown_as_they_are_sent(run):
+    code, said, _ = run("candidates", "a portrait of a woman [red] in a [/b] hat", "--policy", "default")
+    assert (code, "a woman [red] in a [/b] hat" in said) == (0, True)
+
+
+def test_bench_refuses_jobs_that_are_none(run, bundle_folder: Path, tmp_path: Path):
+    for words, part in (
+        (["--handoff", "100"], "handoff"),
+        (["--handoff", "0"], "handoff"),
+        (["--pair", "sd14"], "--pair"),
+        (["--plot", str(tmp_path)], "folder"),
+    ):
+        code, _, error = run("bench", bundle_folder, *words)
+        assert (code in (1, 2), part in error) == (True, True), error
+
+
+def test_a_picture_needs_a_name(run, tmp_path: Path):
+    for words in (["demo", "--out", str(tmp_path)], ["generate", "a woman", "--out", "/"]):
+        code, _, error = run(*words)
+        assert (code, "is a folder" in error) == (1, True)
+
+
+def test_export_never_replaces_its_source(run, small_folder: Path, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(small_folder, source)
+    for out in (source, source / "bundle", tmp_path):
+        code, _, error = run("export", source, out, "--force")
+        assert (code, "another place" in error) == (2, True), error
+    assert (source / "unet").is_dir()

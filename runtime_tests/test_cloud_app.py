@@ -205,3 +205,20 @@ def test_a_real_process_serves_and_drains(large_folder: Path, tmp_path: Path):
     with pytest.raises(httpx.ConnectError):
         httpx.get(url + "/healthz")
     assert json.loads(REQUEST.encode())["candidates"] == ["a man", "a woman"]
+
+
+@pytest.mark.parametrize("limits", [{"max_rows": 0}, {"max_rows": -1}, {"max_waiting": 0}, {"max_candidates": 0}])
+def test_limits_that_would_serve_nobody_are_refused(limits: dict[str, int]):
+    with pytest.raises(InputError, match="1 or more"):
+        Limits(**limits)
+
+
+def test_ports_that_are_none_are_refused(large_folder: Path):
+    with pytest.raises(InputError, match="65535"):
+        run_server(ServeOptions(port=99_999, model=large_folder))
+
+
+def test_a_number_too_large_to_read_is_a_refusal(model: CloudModel):
+    body = REQUEST.encode().replace(b'"guidance":3.5', b'"guidance":1' + b"0" * 400)
+    (answer,) = call(create_app(model, PAIR), post(body))
+    assert (answer.status_code, "guidance" in answer.json()["detail"]) == (422, True)

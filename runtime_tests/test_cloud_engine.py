@@ -149,7 +149,8 @@ def test_profiles_without_weights_give_the_published_cost_of_stable_diffusion():
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "word"), [("cpu", "float16", "float16"), ("cpu", "int8", "int8"), ("cuda", "float32", "CUDA")]
+    ("device", "dtype", "word"),
+    [("cpu", "float16", "float16"), ("cpu", "int8", "int8"), ("cuda", "float32", "CUDA"), ("foo", "float32", "foo")],
 )
 def test_unusable_devices_and_dtypes_are_refused(large_folder: Path, device: str, dtype: str, word: str):
     if device == "cuda" and torch.cuda.is_available():

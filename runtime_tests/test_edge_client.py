@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from dataclasses import replace
 
 import httpx
@@ -35,7 +36,7 @@ REQUEST = Request(
     handoff=2, guidance=3.5, solver="dpm++2m",
 )  # fmt: skip
 OFFER = Capabilities(
-    protocol=1, version="0", pair_name="emoji", pair=PAIR.digest, model="m" * 64, solvers=("ddim", "dpm++2m"),
+    protocol=1, version="0", pair_name="emoji", pair=PAIR.digest, model="b" * 64, solvers=("ddim", "dpm++2m"),
     schedule_config=CONFIG, height=64, width=64, latent_channels=4, latent_downscale=4, max_candidates=8, max_steps=50,
     max_tokens=32, max_body_bytes=10**6,
 )  # fmt: skip
@@ -44,7 +45,7 @@ OFFER = Capabilities(
 def response(latents: np.ndarray | None = None, schedule: Schedule = SCHEDULE, step: int = 2) -> bytes:
     if latents is None:
         latents = np.ones((2, *PAIR.latent_shape), np.float16)
-    return Response(latents, None, step, schedule.digest, "m" * 64).encode()
+    return Response(latents, None, step, schedule.digest, "b" * 64).encode()
 
 
 class Cloud(httpx.BaseTransport):
@@ -227,3 +228,37 @@ def test_the_token_goes_with_every_request():
     client.check(PAIR, SCHEDULE, 2)
     client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
     assert all((b"Authorization", b"Bearer secret") in headers for _, _, headers, _ in cloud.seen)
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "hidden"),
+    [
+        ("http://user:hunter2@127.0.0.1:1", "t", "hunter2"),
+        ("http://[::1", "t", "nothing"),
+        ("http://127.0.0.1:1", "s\x00cret", "cret"),
+        ("http://127.0.0.1:1", "sécret", "cret"),
+    ],
+)
+def test_secrets_stay_out_of_errors(url: str, token: str, hidden: str):
+    with pytest.raises(InputError) as caught:
+        Client(url, token=token)
+    assert hidden not in str(caught.value)
+
+
+def test_a_token_from_a_file_may_end_its_line():
+    cloud = Cloud(httpx.Response(200, content=OFFER.encode()))
+    client, _ = client_of(cloud, token="secret\n")
+    client.capabilities()
+    assert (b"Authorization", b"Bearer secret") in cloud.seen[0][2]
+
+
+def test_a_cloud_that_drips_its_answer_times_out_as_a_whole():
+    class Drip(httpx.SyncByteStream):
+        def __iter__(self):
+            for _ in range(1000):
+                threading.Event().wait(0.01)
+                yield b"x"
+
+    client, _ = client_of(Cloud(httpx.Response(200, stream=Drip())), timeout_s=0.05)
+    with pytest.raises(CloudUnreachableError, match="in time"):
+        client.capabilities()

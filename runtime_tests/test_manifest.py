@@ -95,13 +95,31 @@ def test_atomic_folder_keeps_the_old_one_until_the_new_is_whole(tmp_path: Path):
     (out / "old").write_text("1")
     with pytest.raises(InputError, match="--force"), atomic_folder(out):
         pass
-    with pytest.raises(ZeroDivisionError), atomic_folder(out, force=True):
+    with pytest.raises(ZeroDivisionError), atomic_folder(out, force=True, mark="old"):
         raise ZeroDivisionError
     assert (out / "old").exists()
-    with atomic_folder(out, force=True) as building:
+    with atomic_folder(out, force=True, mark="old") as building:
         (building / "new").write_text("2")
     assert [p.name for p in out.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_replaces_only_what_the_command_itself_writes(tmp_path: Path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    for precious in (folder / "precious", file):
+        precious.write_text("1")
+    for out in (folder, file):
+        with pytest.raises(InputError, match="another place"), atomic_folder(out, force=True, mark="obclip.json"):
+            pass
+    assert (folder / "precious").exists()
+    assert file.exists()
+
+
+def test_a_full_disk_is_a_run_error(tmp_path: Path):
+    with pytest.raises(RunError, match="nothing of it is kept"), atomic_folder(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_places_are_named(tmp_path: Path):

@@ -31,7 +31,7 @@ def test_latent_shapes(name: str, shape: tuple[int, int, int]):
 
 def test_digest_is_sha256_of_the_settings_as_canonical_json():
     values = tomllib.loads(EMOJI)
-    defaults = {"timestep_shift": 0, "handoff_history": False, "name": "emoji"}
+    defaults = {"timestep_shift": 0, "handoff_history": False}
     sides = {side: {"revision": None, "vae": None, "unet": None, **values[side]} for side in ("cloud", "device")}
     text = json.dumps({**defaults, **values, **sides}, sort_keys=True, separators=(",", ":"))
     assert load_pair("emoji").digest == hashlib.sha256(text.encode()).hexdigest()
@@ -49,6 +49,8 @@ def test_one_setting_changes_the_digest():
         (("steps = 25", ""), "steps"),
         (('"dpm++2m"', '"pndm"'), "pndm"),
         (("height = 64", "height = 66"), "multiple"),
+        (("height = 64", "height = 64.0"), "whole number"),
+        (("latent_downscale = 4", "latent_downscale = 0"), "whole number"),
         (("[cloud]", "[cloud"), "TOML"),
         (('[cloud]\nsource = "embedded:emoji"', "cloud = 3"), "table"),
     ],
@@ -66,7 +68,8 @@ def test_unknown_names_list_the_known_ones():
 def test_a_pair_file_of_ones_own(tmp_path: Path):
     path = tmp_path / "mine.toml"
     path.write_text(EMOJI)
-    assert load_pair(str(path)).name == "mine"
+    mine = load_pair(str(path))
+    assert (mine.name, mine.digest) == ("mine", load_pair("emoji").digest)
 
 
 def test_sources_resolve_to_a_folder_or_a_hub_id(tmp_path: Path):

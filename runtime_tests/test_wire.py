@@ -177,7 +177,13 @@ def test_capabilities_survive_the_wire():
     assert Capabilities.decode(CAPABILITIES.encode()) == CAPABILITIES
 
 
-@pytest.mark.parametrize("change", [{"protocol": 2}, {"solvers": None}, {"max_candidates": ...}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": 2}, {"solvers": None}, {"max_candidates": ...}, {"max_candidates": "x"}, {"pair": 5},
+        {"solvers": [1]}, {"schedule_config": []}, {"max_steps": True},
+    ],
+)  # fmt: skip
 def test_other_capabilities_are_a_mismatch(change: dict[str, Any]):
     values = json.loads(CAPABILITIES.encode())
     for key, value in change.items():

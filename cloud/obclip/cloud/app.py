@@ -45,6 +45,11 @@ class Limits:
     max_steps: int = 100
     max_waiting: int = 8
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} is {value}; it must be 1 or more")
+
     @property
     def max_body_bytes(self) -> int:
         return 4096 + (self.max_candidates + 1) * PROMPT_CHARS * 4
@@ -107,6 +112,9 @@ class Service:
             build_schedule(self.model.schedule_config, request.solver, request.steps)
         except InputError as error:
             raise ProblemError("invalid-request", str(error)) from error
+        except Exception as error:  # its message could quote a prompt, so it goes no further
+            log.error("a request could not be read: %s", type(error).__name__)
+            raise ProblemError("internal", "the request could not be read; nothing was done") from None
         if request.pair != self.pair.digest:
             raise ProblemError(
                 "pair-mismatch", f"this server runs the pair {self.pair.name} ({self.pair.digest[:12]}…)"
@@ -225,8 +233,11 @@ async def _run_until_disconnect(service: Service, request: Request, plan: Plan, 
         while not (await asyncio.wait([work], timeout=DISCONNECT_POLL_S))[0]:
             if await http.is_disconnected():
                 cancelled.set()
+                work.cancel()  # if it has not begun, its place is free at once
         return work.result()
-    except CancelledError:
+    except (CancelledError, asyncio.CancelledError):
+        if not cancelled.is_set():  # the server is going down
+            raise
         service.metrics.requests.labels("cancelled").inc()
         raise ProblemError("internal", "the client went away") from None
     except Exception as error:

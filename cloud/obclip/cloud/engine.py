@@ -36,6 +36,8 @@ def execute(
     schedule = build_schedule(model.schedule_config, request.solver, request.steps)
     channels, scale = pair.latent_channels, pair.latent_downscale
     shape = (channels, request.height // scale, request.width // scale)
+    if cancelled():
+        raise CancelledError("the request was cancelled")
     predictor = Predictor(model, request, plan)
     noise = torch.from_numpy(initial_noise(request.seed, shape)).to(model.device)
     x = (schedule.initial_scale * noise).repeat(plan.candidates, 1, 1, 1)  # (N, 4, h, w), float32

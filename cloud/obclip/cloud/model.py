@@ -52,7 +52,12 @@ def load_model(
     device: "cuda" or "cpu", by default CUDA where there is one; dtype: by default float16 on CUDA, float32 on a CPU.
     ModelMissingError if there is no such model here; InputError for a model family or dtype that cannot be served.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}; choose cpu, cuda or cuda:N") from error
+    if where.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}; choose cpu, cuda or cuda:N")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but this PyTorch sees no CUDA GPU; use --device cpu")
     name = dtype or ("float16" if where.type == "cuda" else "float32")

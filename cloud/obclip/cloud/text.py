@@ -6,7 +6,8 @@ second one's pooled output, and the picture's size as six numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -24,10 +25,11 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One tokenizer and its text encoder."""
+    """One tokenizer and its text encoder. The lock: requests are checked beside the thread that runs them."""
 
     tokenizer: CLIPTokenizer
     model: CLIPTextModel | CLIPTextModelWithProjection
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def max_tokens(self) -> int:
@@ -35,10 +37,14 @@ class Encoder:
 
     def tokenise(self, prompts: list[str]) -> torch.Tensor:
         """int64 [M, max_tokens], padded. InputError for a prompt that does not fit; nothing is cut off unsaid."""
-        longest = max(len(ids) for ids in self.tokenizer(prompts, truncation=False).input_ids)
-        if longest > self.max_tokens:
-            raise InputError(f"a prompt takes {longest} tokens; the text encoder takes {self.max_tokens}: shorten it")
-        return self.tokenizer(prompts, padding="max_length", max_length=self.max_tokens, return_tensors="pt").input_ids
+        with self.lock:
+            longest = max(len(ids) for ids in self.tokenizer(prompts, truncation=False).input_ids)
+            if longest > self.max_tokens:
+                raise InputError(
+                    f"a prompt takes {longest} tokens; the text encoder takes {self.max_tokens}: shorten it"
+                )
+            batch = self.tokenizer(prompts, padding="max_length", max_length=self.max_tokens, return_tensors="pt")
+        return batch.input_ids
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def sha256_file(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """RunError unless a file could be made beside `path`. Called before work whose result would be lost."""
+    """RunError unless `path` could be made or replaced as a file. Called before work whose result would be lost."""
+    if path.is_dir() or not path.name:
+        raise RunError(f"{path} is a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent):
@@ -50,13 +52,17 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_folder(out: Path, force: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, force: bool = False, mark: str = "") -> Iterator[Path]:
     """Build a folder beside `out`; it takes the name `out` only if the block ends without an error.
 
-    InputError if `out` exists and `force` is not set; with `force` the old folder stays until the new one is whole.
+    InputError if `out` exists and `force` is not set; with `force` the old folder stays until the new one is whole, and
+    only an empty folder or one that holds the file `mark` is replaced, so that a slip never costs somebody's data.
+    RunError if the disk does not take it.
     """
     if out.exists() and not force:
         raise InputError(f"{out} exists; pass --force to replace it")
+    if out.exists() and not (out.is_dir() and ((mark and (out / mark).is_file()) or not any(out.iterdir()))):
+        raise InputError(f"{out} is not what this command writes (it has no {mark or 'mark'}); choose another place")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -74,6 +80,8 @@ def atomic_folder(out: Path, force: bool = False) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, out)
             raise
+    except OSError as error:
+        raise RunError(f"cannot write {out} ({error.strerror or error}); nothing of it is kept") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

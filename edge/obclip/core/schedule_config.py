@@ -86,6 +86,13 @@ class ScheduleConfig:
         for key, refused in _REFUSED_VALUES.items():
             if values.get(key) in refused:
                 raise InputError(f"scheduler_config.json: {key} is {values[key]!r}, which ObCLIP does not support")
+        try:
+            return cls(**cls._known(values))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"scheduler_config.json has a value of the wrong type: {error}") from error
+
+    @classmethod
+    def _known(cls, values: dict[str, Any]) -> dict[str, Any]:
         known = {k: values[k] for k in cls.__dataclass_fields__ if values.get(k) is not None and k != "train_steps"}
         known["train_steps"] = values.get("num_train_timesteps", values.get("train_steps", 1000))
         if "trained_betas" in known:
@@ -93,10 +100,7 @@ class ScheduleConfig:
         if "lambda_min_clipped" in known:
             clipped = float(known["lambda_min_clipped"])  # diffusers writes -inf as a string or a bare word
             known["lambda_min_clipped"] = clipped if math.isfinite(clipped) else None
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise InputError(f"scheduler_config.json has a value of the wrong type: {error}") from error
+        return known
 
     @classmethod
     def from_file(cls, path: Path) -> ScheduleConfig:

@@ -92,6 +92,8 @@ class Request:
             raise InputError("candidates must be a list of prompts")
         values["candidates"] = tuple(values["candidates"])
         if isinstance(values["guidance"], int) and not isinstance(values["guidance"], bool):
+            if not 0 <= values["guidance"] <= 100:
+                raise InputError("guidance is out of range; it must be a finite number from 0 to 100")
             values["guidance"] = float(values["guidance"])
         return cls(**values)
 
@@ -134,8 +136,8 @@ class Response:
         if metadata.get("step") != str(request.handoff):
             raise CloudResponseError(f"the answer is at step {metadata.get('step')!r}; wanted {request.handoff}")
         for key in ("schedule", "model"):
-            if not metadata.get(key):
-                raise CloudResponseError(f"the answer does not name its {key} digest")
+            if not _is_digest(metadata.get(key)):
+                raise CloudResponseError(f"the answer does not name its {key} by a SHA-256 digest")
         shape = (len(request.candidates), *latent_shape)
         latents = _latents(tensors, "latents", shape)
         x0 = _latents(tensors, "x0", shape) if request.want_x0 else None
@@ -176,11 +178,15 @@ class Capabilities:
             raise CloudMismatchError(
                 f"the cloud speaks protocol {values.get('protocol')!r}; this device speaks {PROTOCOL}"
             )
-        try:
-            known = {f.name: values[f.name] for f in fields(cls)}
-            return cls(**{**known, "solvers": tuple(known["solvers"])})
-        except (KeyError, TypeError) as error:
-            raise CloudMismatchError(f"the cloud's capabilities are incomplete: {error}") from error
+        kinds: dict[str, type] = {"str": str, "int": int, "tuple[str, ...]": list, "dict[str, Any]": dict}
+        for field in fields(cls):
+            value, kind = values.get(field.name), kinds[str(field.type)]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise CloudMismatchError(f"the cloud's capabilities are no good: {field.name} is not {kind.__name__}")
+        if not all(isinstance(s, str) for s in values["solvers"]):
+            raise CloudMismatchError("the cloud's capabilities are no good: solvers are not text")
+        known = {f.name: values[f.name] for f in fields(cls)}
+        return cls(**{**known, "solvers": tuple(known["solvers"])})
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -204,8 +210,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
+
+
 def _digest(name: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
+    if not _is_digest(value):
         raise InputError(f"{name} must be a SHA-256 digest in hexadecimal")
 
 
@@ -238,7 +248,7 @@ def _latents(tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int, ...]
 
 def _metadata(body: bytes) -> dict[str, str]:
     length = int.from_bytes(body[:8], "little")
-    metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
+    metadata = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
     return {str(k): str(v) for k, v in metadata.items()}
 
 

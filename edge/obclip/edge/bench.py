@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import statistics
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.pairs import Pair
@@ -65,13 +67,20 @@ def run_bench(
     """Measure. Session creation (load) is timed apart from the first run, which may compile."""
     if runs < 1 or warmup < 0:
         raise InputError(f"runs is {runs} and warmup {warmup}; runs must be 1 or more, warmup 0 or more")
+    k = handoff if handoff is not None else pair.handoff
+    if not 1 <= k <= pair.steps:
+        raise InputError(f"handoff is {k}; it must be from 1 to steps ({pair.steps})")
     bundle = Bundle.open(source, provider=provider, threads=threads)
+    if bundle.latent_shape != pair.latent_shape:
+        raise InputError(
+            f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
+            "name the bundle's pair with --pair"
+        )
     load, first = {}, {}
     calls = _calls(bundle)
     for name in PARTS:
         load[name], _ = _timed(lambda name=name: bundle.session(name))  # type: ignore[misc]
         first[name], _ = _timed(calls[name])
-    k = handoff if handoff is not None else min(pair.handoff, pair.steps)
     calls["end_to_end"] = lambda: _job(bundle, pair, k)
     names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {k}..{pair.steps - 1}"}
     timings = tuple(_measure(names.get(name, name), call, runs, warmup) for name, call in calls.items())
@@ -146,7 +155,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": ort.__version__,
         "obclip": version("obclip"),
     }
 
@@ -177,15 +186,20 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def require_plotting() -> None:
+    """ModelMissingError if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModelMissingError("a plot needs matplotlib: pip install 'obclip[plot]'")
+
+
 def plot(report: Report, path: Path) -> None:
     """A bar chart of the medians. ModelMissingError if matplotlib is not installed."""
-    try:
-        import matplotlib
+    require_plotting()
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ModelMissingError("a plot needs matplotlib: pip install 'obclip[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 2.5), layout="constrained")
     names = [t.name for t in report.timings]
     medians = [t.median_s * 1000 for t in report.timings]

@@ -34,8 +34,8 @@ class Client:
     TLS is verified; plain http is taken on loopback only. Proxies and credentials of the environment are not used, and
     redirects not followed, so that requests go where `url` says. A retry sends the same bytes again.
 
-    token: sent as a bearer token, by default OBCLIP_TOKEN. timeout_s: for the answer; connecting gets 10. patience_s:
-    how long a busy or starting cloud is waited for, in all. transport: for tests.
+    token: sent as a bearer token, by default OBCLIP_TOKEN. timeout_s: for a whole answer; connecting gets 10.
+    patience_s: how long a busy or starting cloud is waited for, in all. transport: for tests.
     """
 
     def __init__(
@@ -50,7 +50,10 @@ class Client:
     ) -> None:
         self.url = _checked(url)
         self.patience_s, self._sleep = patience_s, sleep
-        token = token or os.environ.get("OBCLIP_TOKEN")
+        token = (token or os.environ.get("OBCLIP_TOKEN") or "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise InputError("the token has characters that cannot be sent; it must be printable ASCII")
+        self.timeout_s = timeout_s
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -81,7 +84,7 @@ class Client:
         if offered.pair != pair.digest:
             raise CloudMismatchError(
                 f"the cloud runs the pair {offered.pair_name} ({offered.pair[:12]}…), this device {pair.name} "
-                f"({pair.digest[:12]}…); use the same pair file on both sides"
+                f"({pair.digest[:12]}…); use the same settings on both sides"
             )
         if schedule.solver not in offered.solvers:
             raise CloudMismatchError(f"the cloud does not offer {schedule.solver}; it has {', '.join(offered.solvers)}")
@@ -136,15 +139,18 @@ class Client:
 
     def _once(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
         headers = {"Content-Type": "application/json"} if body else {}
+        deadline = time.monotonic() + self.timeout_s
         with self._http.stream(method, path, content=body or None, headers=headers) as answer:
             chunks, size = [], 0
             for chunk in answer.iter_bytes():
                 size += len(chunk)
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer took too long as a whole")
                 if size > limit:
                     raise CloudResponseError(f"the cloud's answer is over {limit} bytes; nothing of it is used")
                 chunks.append(chunk)
             after = answer.headers.get("retry-after", "")
-            return answer.status_code, float(after) if after.isdigit() else None, b"".join(chunks)
+            return answer.status_code, float(after) if after.isascii() and after.isdigit() else None, b"".join(chunks)
 
 
 def _error(problem: Problem) -> CloudError:
@@ -159,7 +165,12 @@ def _error(problem: Problem) -> CloudError:
 
 
 def _checked(url: str) -> str:
-    parsed = httpx.URL(url)
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"the cloud's address cannot be read ({error}); wanted https://HOST") from error
+    if parsed.userinfo:
+        raise InputError("the cloud's address holds a user or password; leave it out and set OBCLIP_TOKEN")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InputError(f"{url!r} is no address of a cloud; wanted https://HOST or http://127.0.0.1:PORT")
     if parsed.scheme == "http" and not _loopback(parsed.host):

@@ -19,7 +19,7 @@ from obclip.core.errors import CloudUnreachableError, ModelMissingError
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Guidance, denoise, first_latents
-from obclip.edge.generate import Job, Progress, Result, generate
+from obclip.edge.generate import Job, Progress, Result, generate, prepare
 from obclip.edge.image import contact_sheet
 
 PROMPT = "fluent 3d style emoji of a woman firefighter with dark skin tone"
@@ -83,12 +83,15 @@ def run_demo(
 ) -> tuple[Result, NDArray[np.uint8]]:
     """The private picture, and a sheet: every candidate as the cloud has it at step k, the one taken, the results.
 
-    The server-only picture is asked for as k = T for the whole candidate set; the real prompt is never sent alone.
+    The server-only picture is asked for as k = T for the whole candidate set, and first: the real prompt is never sent
+    alone, and nothing is sent after extraction.
     """
-    result = generate(prompt, bundle=bundle, client=client, seed=seed, want_x0=True, progress=progress)
+    first = prepare(prompt, bundle, seed=seed)
+    client.check(first.pair, first.schedule, len(first.candidates.prompts))
+    whole = replace(first.request, handoff=first.schedule.steps)
+    server = client.denoise(whole, first.schedule, first.pair.latent_shape)
+    result = generate(prompt, bundle=bundle, client=client, seed=first.request.seed, want_x0=True, progress=progress)
     job, index = result.job, result.job.candidates.index
-    whole = replace(job.request, handoff=job.schedule.steps, want_x0=False)
-    server = client.denoise(whole, job.schedule, job.pair.latent_shape)
     server_only = bundle.decode(server.latents[index].astype(np.float32))
     progress("device", 0, job.schedule.steps)
     device_only = device_picture(job, bundle)

@@ -147,10 +147,12 @@ def generate(
         bundle.session("unet")
         bundle.session("vae_decoder")
     with _timed(timings, "handshake"):
-        client.check(job.pair, job.schedule, len(job.candidates.prompts))
+        offered = client.check(job.pair, job.schedule, len(job.candidates.prompts))
     tell("cloud", 0, job.request.handoff)
     with _timed(timings, "cloud"):
         response = client.denoise(job.request, job.schedule, job.pair.latent_shape)
+    if response.model != offered.model:
+        raise CloudMismatchError("the cloud's answer names another model than its capabilities; nothing of it is used")
     tell("cloud", job.request.handoff, job.request.handoff)
     image = finish(job, bundle, response, guide, timings, tell)
     return Result(image, job, response, timings)

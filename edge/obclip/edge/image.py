@@ -40,7 +40,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no readable picture: {error}") from error
     if text is None:
         raise InputError(f"{path} has no {KEY} metadata; it was not written by obclip")
-    values: dict[str, Any] = json.loads(text)
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its {KEY} metadata is not JSON; it was not written by obclip") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: its {KEY} metadata is no JSON object; it was not written by obclip")
     return values
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from obclip.core.errors import BundleError, InputError
+from obclip.core.errors import BundleError, InputError, RunError
 
 _SUFFIX = "ExecutionProvider"
 _SILENT = 3  # errors only: warnings about constant folding are of no use to a user
@@ -44,7 +44,12 @@ class Session:
         self.output_names = [v.name for v in self._session.get_outputs()]
 
     def run(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return dict(zip(self.output_names, self._session.run(None, inputs), strict=True))
+        """RunError if ONNX Runtime refuses the inputs or fails."""
+        try:
+            outputs = self._session.run(None, inputs)
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise RunError(f"ONNX Runtime failed on this model: {error}") from error
+        return dict(zip(self.output_names, outputs, strict=True))
 
     def nodes_per_provider(self) -> dict[str, int]:
         """How many nodes each provider was given, as ONNX Runtime recorded it when it built the session."""

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.files import atomic_folder, sha256_file
+from obclip.core.manifest import NAME as MANIFEST
 from obclip.core.manifest import Component, Manifest, list_files
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.export.components import NAMES, Shapes, load_part
@@ -24,7 +26,7 @@ from obclip.export.tokenizer import export_tokenizer
 from obclip.export.verify import verify_conditioning, verify_part
 
 Progress = Callable[[str, str, float], None]
-_TOOLS = ("obclip", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+_TOOLS = ("obclip", "torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 
 def export_bundle(
@@ -52,9 +54,15 @@ def export_bundle(
     if out.exists() and not force:
         raise InputError(f"{out} exists; pass --force to replace it")
     folder, revision = _source_folder(source)
+    if force and (
+        folder.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in folder.resolve().parents
+    ):
+        raise InputError(f"{out} and the source {folder} hold one another; choose another place")
     index = _check_family(folder)
+    schedule = ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json")
+    digest = _model_digest(folder)
     report = progress or (lambda part, phase, seconds: None)
-    with atomic_folder(out, force) as building:
+    with atomic_folder(out, force, mark=MANIFEST) as building:
         max_tokens, pad = export_tokenizer(folder / "tokenizer", building / "tokenizer")
         shutil.copytree(folder / "scheduler", building / "scheduler")
         _write_index(index, building)
@@ -70,7 +78,7 @@ def export_bundle(
             source=Path(source).name if Path(source).is_dir() else str(source),
             revision=revision,
             family="sd",
-            model_digest=_model_digest(folder),
+            model_digest=digest,
             height=shapes.height * shapes.downscale,
             width=shapes.width * shapes.downscale,
             latent_channels=shapes.channels,
@@ -78,12 +86,12 @@ def export_bundle(
             latent_scale=float(_json(folder / "vae" / "config.json").get("scaling_factor", 1.0)),
             max_tokens=max_tokens,
             pad_token_id=pad,
-            prediction_type=ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json").prediction_type,
-            schedule_config=ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json").to_dict(),
+            prediction_type=schedule.prediction_type,
+            schedule_config=schedule.to_dict(),
             conditioning=conditioning,
             components=tuple(components),
             files=list_files(building),
-            tool_versions={tool: version(tool) for tool in _TOOLS},
+            tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
         )
         manifest.write(building)
     return manifest
@@ -151,10 +159,14 @@ def _check_family(folder: Path) -> dict[str, Any]:
 def _shapes(folder: Path, index: dict[str, Any], tokens: int, height: int | None, width: int | None) -> Shapes:
     unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
     blocks = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
+    if not unet.get("sample_size"):
+        raise InputError(f"{folder}/unet/config.json has no sample_size; pass a Stable Diffusion 1.x-like model")
     downscale, side = 2 ** (len(blocks) - 1), unet["sample_size"]
+    # The graph halves latents at every level but the innermost; verification also runs at half the size
+    multiple = downscale * 2 ** len(unet["block_out_channels"])
     for pixels in (height, width):
-        if pixels is not None and (pixels <= 0 or pixels % (2 * downscale)):
-            raise InputError(f"the size is {pixels} px; it must be a positive multiple of {2 * downscale}")
+        if pixels is not None and (pixels <= 0 or pixels % multiple):
+            raise InputError(f"the size is {pixels} px; for this model it must be a positive multiple of {multiple}")
     return Shapes(
         channels=unet["in_channels"],
         height=height // downscale if height else side,

@@ -54,6 +54,10 @@ class Pair:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise InputError(f"pair {self.name}: solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+        for key in ("steps", "handoff", "height", "width", "latent_channels", "latent_downscale"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"pair {self.name}: {key} is {value!r}; it must be a whole number, 1 or more")
         if not 1 <= self.handoff <= self.steps:
             raise InputError(f"pair {self.name}: handoff is {self.handoff}; it must be from 1 to steps ({self.steps})")
         if self.height % self.latent_downscale or self.width % self.latent_downscale:
@@ -66,8 +70,9 @@ class Pair:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over every setting. Both sides must hold the same pair file."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """SHA-256 over every setting but the name. Both sides must hold the same settings, in a file of any name."""
+        settings = {k: v for k, v in asdict(self).items() if k != "name"}
+        text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. Codes: 0 ok, 1 run failed, 2 usage, 3 model or extra missing, 4 cloud, 5
     verification, 6 refused for privacy, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # Windows' own code pages lack most of Unicode
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="obclip", standalone_mode=False)
     except ObclipError as error:

@@ -33,7 +33,7 @@ def version_option(
 
 def console() -> Console:
     """stdout for people; rich honours NO_COLOR and plain pipes by itself."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def emit(value: Any) -> None:

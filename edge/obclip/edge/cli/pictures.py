@@ -32,11 +32,11 @@ def demo(
 ) -> None:
     """Draw one private picture with a cloud process on this machine, and a sheet that shows each stage."""
     started = time.perf_counter()
+    check_writable(out)
     sheet_path = out.with_name(out.stem + "_sheet.png")
     bundle = Bundle.open("emoji", threads=threads)
     found = candidate_set(prompt, load_policy("emoji"))
     bundle.tokenise(prompt)
-    check_writable(out)
     if not as_json:
         show_candidates(found)
     with local_cloud("emoji") as url, Client(url) as client, progress(as_json) as tell:

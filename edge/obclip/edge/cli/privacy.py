@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from obclip.core.errors import ObclipError, PrivacyError
 from obclip.core.pairs import load_pair
@@ -60,7 +61,7 @@ def show_candidates(found: CandidateSet) -> None:
     title = f"{n} prompts leave the device; the mark does not" if n > 1 else "this prompt leaves as it is, if at all"
     table = Table("", "candidate", title=title)
     for i, text in enumerate(found.prompts):
-        table.add_row("*" if i == found.index else "", text)
+        table.add_row("*" if i == found.index else "", Text(text))
     out.print(table)
     if found.attributes:
         out.print("hidden: " + ", ".join(f"{k} ({v})" for k, v in found.attributes.items()))

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.files import check_writable
 from obclip.core.manifest import Manifest
 from obclip.core.pairs import load_pair, shipped_pairs
-from obclip.edge.bench import Report, plot, run_bench
+from obclip.edge.bench import Report, plot, require_plotting, run_bench
 from obclip.edge.bundle import find_bundle
 from obclip.edge.cli.output import Json, Provider, Threads, console, emit
 from obclip.edge.cli.privacy import PairName
@@ -80,15 +82,18 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on this device."""
+    if plot_path is not None:
+        check_writable(plot_path)
+        require_plotting()
     report = run_bench(
         bundle, load_pair(pair), provider=provider, threads=threads, runs=runs, warmup=warmup, handoff=handoff
     )
-    if plot_path is not None:
-        plot(report, plot_path)
     if as_json:
         emit(report.to_dict())
     else:
         _show_bench(report)
+    if plot_path is not None:
+        plot(report, plot_path)
 
 
 def _show_bench(report: Report) -> None:
@@ -97,7 +102,9 @@ def _show_bench(report: Report) -> None:
     out.print(
         f"{m['cpu']}, {m['cores']} cores; onnxruntime {m['onnxruntime']}; {s['provider']}, threads {s['threads']}"
     )
-    table = Table("", "median ms", "p90 ms", "min ms", title=f"{report.bundle}: {s['runs']} runs after {s['warmup']}")
+    table = Table(
+        "", "median ms", "p90 ms", "min ms", title=Text(f"{report.bundle}: {s['runs']} runs after {s['warmup']}")
+    )
     for t in report.timings:
         table.add_row(t.name, *(f"{v * 1000:.2f}" for v in (t.median_s, t.p90_s, t.min_s)))
     out.print(table)
@@ -145,7 +152,7 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
         )
         return
     table = Table(
-        "part", "weights", "opset", "MB", "PSNR dB", "max abs", "cosine", title=f"{path} from {manifest.source}"
+        "part", "weights", "opset", "MB", "PSNR dB", "max abs", "cosine", title=Text(f"{path} from {manifest.source}")
     )
     for c in manifest.components:
         v = c.verification
@@ -171,7 +178,7 @@ def doctor(as_json: Json = False) -> None:
         out.print(", ".join(f"{k} {v}" for k, v in report.versions.items() if v))
         out.print(f"providers: {', '.join(report.providers)}")
         for extra, missing in report.extras.items():
-            out.print(f"[{extra}]: " + ("installed" if not missing else f"missing {', '.join(missing)}"), markup=False)
+            out.print(f"[{extra}]: " + ("installed" if not missing else f"missing {', '.join(missing)}"))
         out.print(f"embedded bundle: {report.bundle}")
         for problem in report.problems:
             out.print(f"problem: {problem}")

@@ -59,12 +59,13 @@ def train_classifier(
         "seed": seed,
         "machine": machine(),
     }
-    with atomic_folder(out, force=True) as building:
+    with atomic_folder(out, force=True, mark=CARD) as building:
         save_file(state, building / WEIGHTS)
         (building / CARD).write_text(json.dumps(card))
         judge = load_classifier(building)
-        card["held_out"] = {split: measure(judge, drawings.split(split)) for split in SPLITS}
-        card["held_out_decoded"] = {split: measure(judge, _decoded(drawings.split(split), vae)) for split in SPLITS}
+        held_out = {split: drawings.split(split) for split in SPLITS if drawings.split(split).rows}
+        card["held_out"] = {split: measure(judge, some) for split, some in held_out.items()}
+        card["held_out_decoded"] = {split: measure(judge, _decoded(some, vae)) for split, some in held_out.items()}
         card["seconds"] = round(time.perf_counter() - started)
         (building / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
     return load_classifier(out)
