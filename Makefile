@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-PROMPT ?= fluent 3d style emoji of a woman firefighter with dark skin tone
+PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
 .PHONY: demo test lint types unit platforms compat clean
 

@@ -22,7 +22,7 @@ from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.edge.generate import Job, Progress, Result, generate, prepare
 from obclip.edge.image import contact_sheet
 
-PROMPT = "fluent 3d style emoji of a woman firefighter with dark skin tone"
+PROMPT = "noto style emoji of a woman health worker with medium skin tone"
 START_LIMIT_S = 120.0
 _CLOUD_PACKAGES = ("torch", "diffusers", "transformers", "fastapi", "uvicorn")
 
