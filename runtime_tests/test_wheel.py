@@ -65,6 +65,8 @@ def test_the_wheel_holds_what_it_needs_and_no_more(wheel: Path):
         assert f"obclip/{package}/py.typed" in names
     assert "obclip/edge/pairs/emoji/unet/model.onnx" in names
     assert "obclip/cloud/pairs/emoji/unet/diffusion_pytorch_model.safetensors" in names
+    assert "obclip/cloud/pairs/emoji/README.md" in names  # the model card travels with the weights
+    assert "obclip/export/classifier/classifier.safetensors" in names
     assert "obclip/edge/policies/english.toml" in names
     assert "obclip/__init__.py" not in names
     assert {n.split("/")[0] for n in names} == {"obclip", metadata.split("/")[0]}
