@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tiny import diffusers_latents
 from torch.utils.flop_counter import FlopCounterMode
 
 from obclip.cloud.cost import plan_macs, profile_unet
@@ -16,7 +17,6 @@ from obclip.cloud.engine import CancelledError, execute
 from obclip.cloud.model import CloudModel, load_model
 from obclip.cloud.plan import Branch, plain_plan
 from obclip.core.errors import InputError, ModelMissingError, RunError
-from obclip.core.noise import initial_noise
 from obclip.core.pairs import load_pair
 from obclip.core.wire import Request
 
@@ -39,22 +39,9 @@ def run(model: CloudModel, request: Request, max_rows: int = 64):
 def pipeline_latents(folder: Path, request: Request, prompt: str) -> np.ndarray:
     """The same steps by diffusers: its pipeline, its scheduler, our noise. float32 [4, h, w] after `handoff` steps."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
     kind = {"ddim": DDIMScheduler, "dpm++2m": DPMSolverMultistepScheduler}[request.solver]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
-    seen = []
-    pipeline(
-        prompt,
-        negative_prompt=request.negative_prompt,
-        height=64,
-        width=64,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        latents=torch.from_numpy(initial_noise(request.seed, (1, 4, 16, 16))),
-        output_type="latent",
-        callback_on_step_end=lambda p, i, t, values: seen.append(values["latents"].numpy().copy()) or values,
-    )
-    return seen[request.handoff - 1][0]
+    return diffusers_latents(pipeline, request, prompt)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from tiny import make_sdxl_folder
+from tiny import diffusers_latents, make_sdxl_folder
 
 from obclip.cloud.cost import profile_unet
 from obclip.cloud.engine import execute
 from obclip.cloud.model import load_model
 from obclip.cloud.plan import plain_plan
 from obclip.core.errors import InputError, ModelMissingError
-from obclip.core.noise import initial_noise, step_noise
+from obclip.core.noise import step_noise
 from obclip.core.pairs import ModelRef, Pair, load_pair
 from obclip.core.wire import Request
 
@@ -31,24 +31,11 @@ REQUEST = Request(
 def theirs(folder: Path, request: Request, prompt: str) -> np.ndarray:
     """float32 [4, h, w] after `handoff` steps of diffusers' pipeline, on our noise."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
-    pipeline.set_progress_bar_config(disable=True)
     kind = {"ddim": DDIMScheduler, "lcm": LCMScheduler}[request.solver]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
     if request.solver == "lcm":
         _feed_noise(pipeline.scheduler, request.seed)
-    seen = []
-    pipeline(
-        prompt,
-        negative_prompt=request.negative_prompt or None,
-        height=64,
-        width=64,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        latents=torch.from_numpy(initial_noise(request.seed, (1, 4, 16, 16))),
-        output_type="latent",
-        callback_on_step_end=lambda p, i, t, values: seen.append(values["latents"].numpy().copy()) or values,
-    )
-    return seen[request.handoff - 1][0]
+    return diffusers_latents(pipeline, request, prompt)
 
 
 def _feed_noise(scheduler: LCMScheduler, seed: int) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from data import FOLDER, needs_emoji
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image
 
+from obclip.core.pairs import load_pair, resolve_source
 from obclip.export.recipe.captions import caption_variants, say_adult
 from obclip.export.recipe.data import load_drawings
 from obclip.export.recipe.tokenizer import build_tokenizer
+from obclip.export.recipe.vae import round_trip
 
 CONFIG = """
 seed = 1
@@ -146,3 +149,19 @@ def test_tokenizer_reads_any_text(tmp_path: Path):
         " ", ""
     )
     assert tokenizer.tokenize("woman") == ["woman</w>"]
+
+
+def test_the_shipped_weights_fit_in_fifty_megabytes():
+    pair = load_pair("emoji")
+    folders = (resolve_source(pair.cloud, "cloud"), resolve_source(pair.device, "edge"))
+    total = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.suffix in (".safetensors", ".onnx"))
+    assert 10_000_000 < total <= 50_000_000
+
+
+@needs_emoji
+def test_the_shipped_vae_keeps_held_out_drawings():
+    folder = resolve_source(load_pair("emoji").cloud, "cloud") / "vae"
+    vae = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    held = load_drawings(FOLDER / "emoji", 64).split("test_iid", "test_triple").images[::8]
+    psnr, _ = round_trip(vae, torch.from_numpy(held), torch.device("cpu"))
+    assert 27 < psnr < 60

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -15,6 +17,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from obclip.core.noise import initial_noise
+from obclip.core.wire import Request
 from obclip.export.recipe.tokenizer import build_tokenizer
 
 WORDS = (
@@ -152,3 +156,21 @@ def make_sdxl_folder(path: Path, *, distilled: bool = False, zero_empty: bool = 
     )  # fmt: skip
     pipeline.save_pretrained(path)
     return path
+
+
+def diffusers_latents(pipeline: Any, request: Request, prompt: str) -> np.ndarray:
+    """float32 [4, h, w] after `request.handoff` steps of a diffusers pipeline, on the request's own noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    seen = []
+    pipeline(
+        prompt,
+        negative_prompt=request.negative_prompt or None,
+        height=64,
+        width=64,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        latents=torch.from_numpy(initial_noise(request.seed, (1, 4, 16, 16))),
+        output_type="latent",
+        callback_on_step_end=lambda p, i, t, values: seen.append(values["latents"].numpy().copy()) or values,
+    )
+    return seen[request.handoff - 1][0]
