@@ -93,8 +93,8 @@ def test_a_prompt_without_attributes_says_so():
         ("", InputError), ("  \n", InputError), ("x" * 1001, InputError), ("wom\u200ban", InputError),
         ("a\x00b", InputError),
         ("a wоman", PrivacyError),  # a Cyrillic letter
-        ("👩 at work", PrivacyError), ("an old sommelier", PrivacyError), ("she looks old", PrivacyError),
-        ("mr bean", PrivacyError), ("a mexican man", PrivacyError), ("a man and a woman and his dog", PrivacyError),
+        ("👩 at work", PrivacyError), ("she looks old", PrivacyError),
+        ("mr bean", PrivacyError), ("taylor swift on stage", PrivacyError),
         ("a man with her eyes", PrivacyError), ("an old girl", PrivacyError), ("a woman-like shape", PrivacyError),
         ("a young asian man and an old indian woman", PrivacyError),
     ],

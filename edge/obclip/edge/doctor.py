@@ -18,6 +18,7 @@ EXTRAS = {
     "plot": ("matplotlib",),
     "openvino": ("openvino",),
     "ray": ("ray",),
+    "eval": ("torch", "transformers"),
 }
 _PACKAGES = ("obclip", "numpy", "onnxruntime", "tokenizers", "safetensors", "httpx", "pillow", "torch", "diffusers")
 # Distributions that own the `onnxruntime` folder; the one installed last wins, silently

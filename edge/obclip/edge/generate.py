@@ -20,24 +20,30 @@ from obclip.core.noise import check_seed, draw_seed
 from obclip.core.pairs import Pair, load_pair
 from obclip.core.schedule import Schedule
 from obclip.core.wire import Request, Response
+from obclip.edge.audit import AuditModel
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Guidance, denoise
 from obclip.edge.image import save_png
-from obclip.edge.oblivious import CandidateSet, candidate_set, check_negative, load_policy
+from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
+from obclip.edge.oblivious.marks import protect
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt made ready to send: settings, candidate set and the request, whose bytes do not tell the index."""
+    """A prompt made ready to send: settings, candidate set and the request, whose bytes do not tell the index.
+
+    prompt: the user's own words, which the device goes on with. warnings: what the user asked to be told.
+    """
 
     prompt: str
     pair: Pair
     candidates: CandidateSet
     request: Request
     schedule: Schedule
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,14 @@ def prepare(
     solver: str | None = None,
     allow_public: bool = False,
     want_x0: bool = False,
+    options: Options | None = None,
+    warn_below: float | None = None,
 ) -> Job:
     """Everything before the first byte is sent. InputError, PrivacyError or CloudMismatchError if it should not be.
 
-    allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is.
+    allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is. options: marks, spans
+    let through, and the like. warn_below: warn if the prompt's other words leave fewer candidates than this to choose
+    from (effective N, by the audit's model).
     """
     pair = load_pair(pair) if isinstance(pair, str) else pair
     if pair.timestep_shift:
@@ -98,10 +108,11 @@ def prepare(
             f"the pair {pair.name} shifts the device's steps by {pair.timestep_shift}, which this version cannot finish"
         )
     rules = load_policy(policy or pair.policy)
-    candidates = candidate_set(prompt, rules)
+    candidates = candidate_set(prompt, rules, options)
+    prompt = unmark(protect(prompt, options.protect if options else ()))
     if not (candidates.attributes or allow_public):
         raise PrivacyError("nothing in this prompt is hidden, so the cloud would read it as it is; allow it if it may")
-    check_negative(negative_prompt, rules)
+    check_negative(negative_prompt, rules, options)
     if bundle.latent_shape != pair.latent_shape:
         raise CloudMismatchError(
             f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
@@ -126,7 +137,19 @@ def prepare(
         solver=schedule.solver,
         want_x0=want_x0 or pair.handoff_history,
     )
-    return Job(prompt, pair, candidates, request, schedule)
+    return Job(prompt, pair, candidates, request, schedule, _warnings(candidates, warn_below))
+
+
+def _warnings(candidates: CandidateSet, warn_below: float | None) -> tuple[str, ...]:
+    notes = [f"left out of what the cloud is asked, for want of a value: {w!r}" for w in candidates.unsent]
+    if warn_below is not None and candidates.attributes:
+        left = AuditModel.load().posterior(candidates).effective_n
+        if left < warn_below:
+            notes.append(
+                f"the other words leave {left:.2f} of {len(candidates.prompts)} candidates to choose from, fewer than "
+                f"{warn_below:g}; `obclip audit` says which words"
+            )
+    return tuple(notes)
 
 
 def generate(

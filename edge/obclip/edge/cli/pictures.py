@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,25 @@ from obclip.core.files import check_writable
 from obclip.core.pairs import load_pair
 from obclip.edge.bundle import Bundle
 from obclip.edge.cli.output import Json, Provider, Threads, console, emit, progress
-from obclip.edge.cli.privacy import PairName, PolicyName, show_candidates
+from obclip.edge.cli.privacy import (
+    Allow,
+    Hide,
+    Pad,
+    PairName,
+    PolicyName,
+    Protect,
+    Tie,
+    make_options,
+    show_candidates,
+)
 from obclip.edge.client import Client
 from obclip.edge.demo import PROMPT, local_cloud, run_demo
 from obclip.edge.generate import Result
 from obclip.edge.generate import generate as generate_picture
 from obclip.edge.image import save_png
 from obclip.edge.oblivious import candidate_set, load_policy
+from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
+from obclip.edge.oblivious.marks import protect as mark
 
 Seed = Annotated[int | None, typer.Option(help="0 to 2^53-1; drawn and printed when not given.")]
 
@@ -63,20 +76,34 @@ def generate(
     solver: Annotated[str | None, typer.Option(help="ddim, euler, dpm++2m or lcm.")] = None,
     provider: Provider = "auto",
     threads: Threads = None,
+    allow: Allow = None,
+    protect: Protect = None,
+    tie: Tie = False,
+    pad: Pad = None,
+    hide: Hide = None,
+    warn_below: Annotated[
+        float | None, typer.Option(help="Warn if the other words leave fewer candidates than this (effective N).")
+    ] = None,
     allow_public: Annotated[bool, typer.Option(help="Send a prompt in which nothing is hidden.")] = False,
     save_prompt: Annotated[bool, typer.Option(help="Write the prompt into the PNG's metadata.")] = False,
     as_json: Json = False,
 ) -> None:
     """Draw one picture: the first steps in the cloud for every candidate, the rest here."""
     settings = load_pair(pair)
+    options = make_options(allow, protect, tie, pad, hide)
+    marked, history = mark(prompt, options.protect), history_path()
+    changed = changed_marks(marked, history)
     opened = Bundle.open(bundle or pair, provider=provider, threads=threads)
     check_writable(out)
     with Client(cloud) as client, progress(as_json) as tell:
         result = generate_picture(
             prompt, bundle=opened, client=client, progress=tell, pair=settings, policy=policy, seed=seed,
             negative_prompt=negative, steps=steps, handoff=handoff, guidance=guidance, solver=solver,
-            allow_public=allow_public,
+            allow_public=allow_public, options=options, warn_below=warn_below,
         )  # fmt: skip
+    remember_marks(marked, history)
+    for note in (*changed, *result.job.warnings):
+        print(f"warning: {note}", file=sys.stderr)
     result.save(out, with_prompt=save_prompt)
     _report(result, out, as_json, {})
 

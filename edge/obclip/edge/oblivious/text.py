@@ -14,7 +14,7 @@ _PERSON_SYMBOLS = re.compile(
 )
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "–": "-", "—": "-"})
 _AN_EXCEPTIONS = re.compile(r"(?:hour|honest|honou?r|heir)")
-_A_EXCEPTIONS = re.compile(r"(?:uni(?!n)|eu|one\b|once|use|usu|ute|ubi|u-)")
+_A_EXCEPTIONS = re.compile(r"(?:uni(?!n)|ugan|ukr|uru|eu|one\b|once|use|usu|ute|ubi|u-)")
 
 
 def normalise(prompt: str) -> str:
@@ -38,6 +38,11 @@ def normalise(prompt: str) -> str:
         if re.search(r"[a-z]", word) and any(ord(c) > 0x24F for c in word):
             raise PrivacyError("the prompt has a word that mixes alphabets; write it in one, so that it can be checked")
     return re.sub(r"\s+", " ", text).strip()
+
+
+def without_accents(word: str) -> str:
+    """Letters alone: "café" is looked up as "cafe", "wómán" as "woman"."""
+    return "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
 
 
 def fix_articles(text: str) -> str:

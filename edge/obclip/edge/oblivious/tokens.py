@@ -1,4 +1,4 @@
-"""Scanning: normalised text to tokens, each word looked up in what the policy knows."""
+"""Scanning: normalised text to tokens, each word looked up in what the policy and the lexicon know."""
 
 from __future__ import annotations
 
@@ -6,27 +6,39 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from obclip.edge.oblivious.lexicon import MIN_TYPO, singulars, slips
+from obclip.edge.oblivious.marks import MARK, alternatives
 from obclip.edge.oblivious.policy import Noun, Policy
+from obclip.edge.oblivious.text import without_accents
 
 _STOP_WORDS = (
     "of with in on at by for from to and or but is are was were be being has have a an the this that these those his "
-    "her him he she as who whose while near under over against into through around its their"
+    "her him he she as who whose while near under over against into through around its their they it if than then "
+    "there here out up down off about after before between beside besides behind during without within along across "
+    "above below next amid among onto upon per via not no nor so because although though when where which what"
 )
 STOP = frozenset(_STOP_WORDS.split())
 PRONOUNS = {
     "he": "subject", "she": "subject", "him": "oblique", "his": "oblique", "her": "oblique", "hers": "oblique",
-    "himself": "reflexive", "herself": "reflexive",
+    "himself": "reflexive", "herself": "reflexive", "he's": "subject-is", "she's": "subject-is",
 }  # fmt: skip
-FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself"})
+FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's"})
 _DECADES = {"teens": 15, "twenties": 20, "thirties": 30, "forties": 40, "fifties": 50, "sixties": 60}
-_DECADES |= {"seventies": 70, "eighties": 80, "nineties": 90}
+_DECADES |= {"seventies": 70, "eighties": 80, "nineties": 90, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50}
+_DECADES |= {"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+_UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+          "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")  # fmt: skip
+_SPELLED = {w: i + 1 for i, w in enumerate(_UNITS)} | {w: n for w, n in _DECADES.items() if w.endswith("y")}
+
+
+_SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
 
 @dataclass(frozen=True)
 class Token:
-    """kind: space, punct, word, number, phrase, noun, adjective, years, tone, pronoun, people, thing or refused.
+    """kind: space, punct, word, number, phrase, noun, adjective, years, tone, pronoun, people, thing, name, mark, refused.
 
-    value: noun -> stage and gender are in `noun`; adjective -> (attribute, value); years -> a stage; tone -> the tone.
+    value: of an adjective, a value or stage; of years, a stage; of a tone, the tone; of a refusal, its reason.
     """
 
     kind: str
@@ -38,21 +50,27 @@ class Token:
     possessive: bool = False
 
 
-@lru_cache(maxsize=8)
-def _patterns(name: str, policy: _Hashable) -> re.Pattern[str]:
+@lru_cache(maxsize=16)
+def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Pattern[str]:
     p = policy.policy
     tones = _alternatives(p.tones)
-    phrases = _alternatives(p.english["context"]["phrases"])
+    phrases = _alternatives([*p.english["context"]["phrases"], *allowed])
     known = [*p.nouns, *p.adjectives, *p.english["context"]["people"], *p.english["context"]["things"]]
     several = _alternatives([w for w in known if " " in w or "." in w or "-" in w])
-    decades = "|".join(_DECADES)
+    decades = "|".join(w for w in _DECADES if w.endswith("s"))
+    spelled = "|".join(sorted(_SPELLED, key=len, reverse=True))
+    number = rf"(?:\d{{1,3}}|(?:(?:{spelled})[ -])?(?:{spelled}))"
     return re.compile(
-        rf"(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
-        rf"|(?<![\w-])(?P<tone>{tones})(?P<frame>-skinned|[ -]skin(?:[ -]tones?)?|[ -]complexion)(?!\w)"
-        r"|(?:, )?(?<!\w)(?P<years>\d{1,3})[ -](?:years?|yrs?)[ -]olds?(?!\w)"
-        r"|(?<!\w),? ?aged? (?P<aged>\d{1,3})(?!\w)"
-        r"|(?<!\w),? ?in (?:his|her|their) (?:early |mid |late |mid-|late-)?"
+        rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
+        rf"|(?<![\w-])(?P<tone>{tones})(?P<frame>[ -]skinned|[ -]skin(?:[ -]tones?)?|[ -]complexion)(?!\w)"
+        rf"|(?:, )?(?<!\w)(?P<years>{number})[ -](?:years?|yrs?|months?|weeks?|days?)[ -](?:olds?|of age)(?!\w)"
+        r"|(?<!\w)(?P<short>\d{1,3}) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
+        rf"|(?<!\w),? ?aged? (?:of )?(?P<aged>{number})(?: years?)?(?!\w)"
+        r"|(?<!\w),? ?in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
         rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s)(?!\w)"
+        rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s)(?!\w)"
+        r"|(?<=, )(?P<tens3>[2-9]0)'?s(?=,|$)"
+        rf"|(?<!\w)(?P<something>{'|'.join(_SPELLED)})[ -]somethings?(?!\w)"
         rf"|(?<![\w-])(?P<several>{several})(?P<owner>'s?)?(?![\w-])"
         r"|(?P<word>[^\W\d_]+(?:['-][^\W\d_]+)*'?)|(?P<number>\d+)|(?P<space> +)|(?P<punct>.)"
     )
@@ -76,53 +94,137 @@ def _alternatives(words: object) -> str:
     return "|".join(re.escape(w) for w in ordered)
 
 
-def scan(text: str, policy: Policy) -> list[Token]:
-    """Tokens whose texts, joined, are `text`."""
-    return [_token(m, policy) for m in _patterns(policy.name, _Hashable(policy)).finditer(text)]
+def scan(text: str, policy: Policy, allowed: tuple[str, ...] = ()) -> list[Token]:
+    """Tokens whose texts, joined, are `text`. allowed: spans that the user lets through as they are."""
+    pattern = _patterns(policy.name, _Hashable(policy), allowed)
+    return [_token(m, policy) for m in pattern.finditer(text)]
 
 
 def _token(m: re.Match[str], policy: Policy) -> Token:
     text = m[0]
+    if m[1] is not None:
+        return Token("mark", text, value="|".join(alternatives(m[1])))
     if m["phrase"]:
         return Token("phrase", text)
     if m["tone"]:
-        return Token("tone", text, attribute="skin", value=policy.tones[m["tone"]], frame=m["frame"])
-    for group in ("years", "aged", "tens"):
+        kind = "adjective" if m["frame"].endswith("skinned") else "tone"
+        return Token(kind, text, attribute="skin", value=policy.tones[m["tone"]], frame=m["frame"])
+    if m["years"]:
+        years = _number(m["years"]) if re.search(r"ye?a?rs?", text) else 0
+        return Token("years", text, value=policy.stage_of_years(years))
+    for group in ("short", "aged", "tens", "tens2", "tens3", "something"):
         if m[group]:
-            return Token("years", text, value=policy.stage_of_years(int(m[group])))
-    if m["decade"]:
-        return Token("years", text, value=policy.stage_of_years(_DECADES[m["decade"]]))
+            return Token("years", text, value=policy.stage_of_years(_number(m[group])), frame=m["whose"] or "")
+    for group in ("decade", "decade2"):
+        if m[group]:
+            return Token("years", text, value=policy.stage_of_years(_DECADES[m[group]]), frame=m["whose"] or "")
     if m["several"]:
         return _word(m["several"], text, bool(m["owner"]), policy)
     if m["word"]:
-        base = re.sub(r"'s?$", "", text)
-        if base != text and (token := _word(base, text, True, policy)).kind == "noun":
-            return token
-        return _word(text, text, False, policy)
+        plain = without_accents(text)
+        base = re.sub(r"'s?'?$", "", plain)
+        if base != plain and text not in PRONOUNS:
+            token = _word(base, text, True, policy)
+            if token.kind in ("noun", "name", "people", "thing"):
+                return token
+        return _word(plain, text, False, policy)
     return Token(m.lastgroup or "punct", text)
 
 
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else sum(_SPELLED[w] for w in re.split("[ -]", text))
+
+
 def _word(word: str, text: str, possessive: bool, policy: Policy) -> Token:
-    context = policy.english["context"]
-    if (noun := policy.nouns.get(word) or compound_noun(word, policy)) is not None:
-        return Token("noun", text, noun=noun, possessive=possessive)
-    if word in policy.adjectives:
-        attribute, value = policy.adjectives[word]
-        return Token("adjective", text, attribute=attribute, value=value)
+    context, lexicon = policy.english["context"], policy.lexicon
+    if (token := _protected(word, text, possessive, policy)) is not None:
+        return token
+    if word in STOP:
+        return Token("word", text)
+    if word in context["refused"] or word in lexicon.gendered or any(w in lexicon.gendered for w in singulars(word)):
+        return Token("refused", text, value="says something about a person that cannot be put another way")
+    if word in context["people"] or any(w in context["people"] for w in singulars(word)):
+        return Token("people", text)
+    if word in context["things"] or any(w in context["things"] for w in singulars(word)):
+        return Token("thing", text)
+    if lexicon.is_person(word):
+        return Token("people", text)
+    if lexicon.is_noun(word):
+        return Token("thing", text)
+    if lexicon.knows(word) or len(word) < 3:
+        return Token("word", text)
+    if word in lexicon.names:
+        return Token("name", text, possessive=possessive)
+    if lexicon.knows_rare(word):
+        return Token("word", text)
+    if "-" in word and all(_harmless(part, policy) for part in word.split("-") if part):
+        return Token("word", text)
+    return _misspelt(word, text, possessive, policy)
+
+
+def _harmless(part: str, policy: Policy) -> bool:
+    """Whether a part of a hyphenated word says nothing of a person ("people-watching", "all-white", "dark-haired")."""
+    token = _word(part, part, False, policy)
+    said = token.noun is not None and (token.noun.gender or token.noun.stage or token.noun.ethnicity)
+    public = token.kind == "adjective" and part in policy.public_adjectives
+    return token.kind in ("word", "thing", "people") or public or (token.kind == "noun" and not said)
+
+
+def _protected(word: str, text: str, possessive: bool, policy: Policy) -> Token | None:
     if word in PRONOUNS:
         return Token("pronoun", text, value=PRONOUNS[word])
-    if word in context["refused"]:
-        return Token("refused", text)
-    for kind in ("people", "things"):
-        if word in context[kind] or (word.endswith("s") and word[:-1] in context[kind]):
-            return Token("people" if kind == "people" else "thing", text)
-    return Token("word", text)
+    if (noun := policy.nouns.get(word) or nation_noun(word, policy) or compound_noun(word, policy)) is not None:
+        return Token("noun", text, noun=noun, possessive=possessive or policy.lacks_apostrophe(word))
+    for form in (word, *singulars(word)):
+        if form in policy.adjectives:
+            attribute, value = policy.adjectives[form]
+            if form == word or attribute != "age":
+                return Token(
+                    "adjective",
+                    text,
+                    attribute=attribute,
+                    value=value,
+                    frame="plural" if form != word or word.endswith(("icans", "ians")) else "",
+                )
+    return None
+
+
+def _misspelt(word: str, text: str, possessive: bool, policy: Policy) -> Token:
+    """A word of no list: a slip of a protected word, then of a common one; else it may be a name, and is refused."""
+    if len(word) > MIN_TYPO or word in _SHORT_SLIPS:
+        for near in sorted(slips(word)):
+            if len(near) < MIN_TYPO or near in policy.lexicon.nations:  # a slip of a nation is likelier a place's name
+                continue
+            if (token := _protected(near, text, possessive, policy)) is not None:
+                return token
+        for i in range(1, len(word)):
+            if word[:i] in STOP and _protected(word[i:], word[i:], False, policy) is not None:
+                return Token("refused", text, value="runs a protected word into another; put the space back")
+        if policy.lexicon.looks_misspelt(word):
+            return Token("word", text)
+    return Token("name", text, possessive=possessive, value="unknown")
+
+
+def nation_noun(word: str, policy: Policy) -> Noun | None:
+    """frenchman, englishwomen, latinas: a people and a gender in one word."""
+    ethnicity = policy.lexicon.nations
+    known = set(policy.values.get("ethnicity", ()))
+    m = re.fullmatch(r"(\w{3,}?)-?(man|men|woman|women)", word)
+    if m is None:
+        return None
+    region = ethnicity.get(word) or ethnicity.get(m[1] + "man") or ethnicity.get(m[1])
+    if region is None or word in policy.english["roles"]["not_roles"]:
+        return None
+    gender = "woman" if m[2].startswith("wo") else "man"
+    return Noun(gender, None, m[2] in ("men", "women"), ethnicity=region if region in known else "other")
 
 
 def compound_noun(word: str, policy: Policy) -> Noun | None:
     """fireman, policewomen, craftsman: the last part says the gender, the first one the role."""
     m = re.fullmatch(r"([a-z]{3,}?)-?(man|men|woman|women)", word)
     if m is None or word in policy.english["roles"]["not_roles"]:
+        return None
+    if not policy.lexicon.knows(m[1] + "man") and (len(m[1]) < MIN_TYPO or not policy.lexicon.knows(m[1])):
         return None
     plural = m[2] in ("men", "women")
     gender = "woman" if m[2] in ("woman", "women") else "man"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -46,8 +47,9 @@ class Features:
 
     def __init__(self, unet: UNet2DConditionModel, levels: int) -> None:
         self.values: list[torch.Tensor] = []
-        blocks = [unet.down_blocks[0].resnets[-1]] + list(unet.up_blocks[-levels:])
-        for block in blocks:
+        first, up = unet.down_blocks[0].resnets[-1], list(unet.up_blocks[-levels:])
+        self.channels: list[int] = [first.out_channels] + [block.resnets[-1].out_channels for block in up]
+        for block in [first, *up]:
             block.register_forward_hook(self._keep)
 
     def _keep(self, module: Any, inputs: Any, output: Any) -> None:
@@ -56,6 +58,12 @@ class Features:
     def take(self) -> list[torch.Tensor]:
         values, self.values = self.values, []
         return values
+
+
+def projections(student: list[int], teacher: list[int]) -> nn.ModuleList:
+    """1x1 convolutions that bring a narrower student's features to the teacher's channels; not part of the student."""
+    pairs = zip(student, teacher, strict=True)
+    return nn.ModuleList(nn.Identity() if a == b else nn.Conv2d(a, b, 1) for a, b in pairs)
 
 
 def train_small(config: dict[str, Any], seed: int, drawings: Drawings, out: Path, device: torch.device) -> None:
@@ -72,16 +80,19 @@ def train_small(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
     taken = inherited_weights(teacher, small)
     small.load_state_dict({**small.state_dict(), **taken})
     small.to(device, memory_format=layout)
+    levels = len(c["channels"])
+    wanted, got = Features(teacher, levels), Features(small, levels)
+    project = projections(got.channels, wanted.channels).to(device)
     stage, average, start = Stage("small", out, c["steps"], device), Average(small, c["ema"]), 0
-    optimiser = torch.optim.AdamW(small.parameters(), lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    trained = [*small.parameters(), *project.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=c["lr"], betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     if (saved := stage.load()) is not None:
         small.load_state_dict(saved["model"])
+        project.load_state_dict(saved["projections"])
         optimiser.load_state_dict(saved["optimiser"])
         average.values, start = saved["average"], saved["step"]
     else:
         stage.log(inherited=len(taken), of=len(small.state_dict()))
-    levels = len(c["channels"])
-    wanted, got = Features(teacher, levels), Features(small, levels)
     batches = make_batches(config, seed, drawings, vae, tokenizer, device)
     scheduler = build_scheduler()
 
@@ -99,7 +110,10 @@ def train_small(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
             y = small(x, t, hidden).sample.float()
         task, output = F.mse_loss(y, v), F.mse_loss(y, target)
         pairs = zip(got.take(), wanted.take(), strict=True)
-        feature = sum(F.mse_loss(a.float(), b.float()) / b.float().square().mean() for a, b in pairs)
+        feature = sum(
+            F.mse_loss(to_teacher(a.float()), b.float()) / b.float().square().mean()
+            for to_teacher, (a, b) in zip(project, pairs, strict=True)
+        )
         loss = task + output + c["feature"] * feature
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -109,14 +123,20 @@ def train_small(config: dict[str, Any], seed: int, drawings: Drawings, out: Path
         return {"task": task.item(), "output": output.item(), "feature": float(feature)}
 
     def state(i: int) -> dict[str, Any]:
-        return {"model": small.state_dict(), "optimiser": optimiser.state_dict(), "average": average.values, "step": i}
+        return {
+            "model": small.state_dict(),
+            "projections": project.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "average": average.values,
+            "step": i,
+        }
 
     def sample(i: int) -> None:
-        trained = {k: v.clone() for k, v in small.state_dict().items()}
+        latest = {k: v.clone() for k, v in small.state_dict().items()}
         small.load_state_dict(average.values)
         images = sample_images(small.eval(), text, tokenizer, vae, SHEET_PROMPTS, device)
         got.take()
-        small.load_state_dict(trained)
+        small.load_state_dict(latest)
         small.train()
         save_sheet(out / f"small_{i:06d}.png", images, columns=12)
 

@@ -1,0 +1,81 @@
+"""Rendering: a template and people's attributes to a prompt in canonical words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from obclip.edge.oblivious.parse import Person, Slot, Template
+from obclip.edge.oblivious.policy import Policy
+from obclip.edge.oblivious.text import fix_articles
+
+_PRONOUNS = {
+    "subject": {"woman": "she", "man": "he"},
+    "subject-is": {"woman": "she's", "man": "he's"},
+    "object": {"woman": "her", "man": "him"},
+    "possessive": {"woman": "her", "man": "his"},
+    "reflexive": {"woman": "herself", "man": "himself"},
+}
+
+
+def render(template: Template, people: Sequence[Person], policy: Policy, marked: bool = False) -> str:
+    """The prompt that says `people`'s attributes. marked: with the user's marks put back, their value first."""
+    pieces = []
+    for piece in template.pieces:
+        if isinstance(piece, str):
+            pieces.append(piece)
+        elif piece.kind == "tone":
+            pieces.append(people[piece.person].attributes["skin"] + piece.token.frame)
+        elif piece.kind == "pronoun":
+            pieces.append(_PRONOUNS[piece.token.value][people[piece.person].attributes["gender"]])
+        elif piece.kind == "mark":
+            pieces.append(_mark(people[piece.person], marked))
+        else:
+            pieces.append(_noun_phrase(piece, people[piece.person], policy))
+    return fix_articles("".join(pieces))
+
+
+def _mark(person: Person, marked: bool) -> str:
+    value = person.attributes["mark"]
+    if not marked:
+        return value
+    return f"[[{'|'.join([value, *(c for c in person.choices['mark'] if c != value)])}]]"
+
+
+def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
+    """[skin] [age] [ethnicity] [others] noun, or a noun that says gender and age at once."""
+    noun, gender, age = slot.token.noun, person.attributes.get("gender"), person.attributes.get("age")
+    tone = f"{person.attributes['skin']}-skinned" if person.skinned and person.attributes.get("skin") else None
+    others = [*(person.attributes.get(a) for a in policy.attributes if a not in ("gender", "age", "skin"))]
+    plural = noun is not None and noun.plural
+    if noun is not None and noun.role and gender:
+        ages = [*others, "child"] if person.minor else [age, *others]
+        words = [tone, *ages, noun.role[0 if gender == "man" else 1]]
+    else:
+        joint = policy.person_nouns.get(f"{gender or 'any'}-{age}") if age else None
+        if person.minor:
+            joint = {"woman": "girl/girls", "man": "boy/boys"}.get(gender or "")
+            if joint is None:
+                kept = noun is not None and gender is None and slot.token.frame != "name" and noun.stage == "child"
+                joint = (
+                    f"{slot.token.text}/{slot.token.text}" if kept and not slot.token.possessive else "child/children"
+                )
+        if joint is not None:
+            words = [tone, *others, joint.split("/")[plural]]
+        else:
+            words = [tone, age, *others, _plain(slot, gender, plural, policy)]
+        if noun is not None and noun.neutral_role:
+            words.append(noun.neutral_role)
+    text = " ".join(w for w in words if w)
+    if slot.token.possessive and text:
+        text += "'" if text.endswith("s") else "'s"
+    return text
+
+
+def _plain(slot: Slot, gender: str | None, plural: bool, policy: Policy) -> str | None:
+    """The bare noun: a gender's, or "person", or none beside a role word."""
+    if gender:
+        shown = not slot.implicit or "gender" in policy.absent
+        return {"woman": "woman/women", "man": "man/men"}[gender].split("/")[plural] if shown else None
+    if slot.implicit or (slot.token.noun is not None and slot.token.noun.neutral_role):
+        return None
+    return "people" if plural else "person"
