@@ -15,7 +15,7 @@ from obclip.edge.oblivious.marks import protect
 from obclip.edge.oblivious.names import names_by_writing
 from obclip.edge.oblivious.parse import Mention, Person, Template, parse
 from obclip.edge.oblivious.policy import Policy
-from obclip.edge.oblivious.render import render
+from obclip.edge.oblivious.render import render, skeleton
 from obclip.edge.oblivious.text import normalise
 
 MAX_CANDIDATES = 64
@@ -71,8 +71,11 @@ def candidate_set(prompt: str, policy: Policy, options: Options | None = None) -
     text = protect(prompt, options.protect)
     template = parse(normalise(text), policy, allowed, names_by_writing(text, policy))
     result = _expand(template, policy, options)
-    for candidate in result.marked:
-        if _expand(parse(normalise(candidate), policy, allowed), policy, options).prompts != result.prompts:
+    wanted = skeleton(template)
+    for candidate, values in zip(result.marked, result.values, strict=True):
+        again = parse(normalise(candidate), policy, allowed, names_by_writing(candidate, policy))
+        same = skeleton(again) == wanted and _said(again.people, policy) == values
+        if not same and _expand(again, policy, options).prompts != result.prompts:
             raise PrivacyError("the prompt's candidates would not all lead to one set; use simpler words about people")
     return _padded(result, options.pad)
 
@@ -90,8 +93,7 @@ def check_negative(negative_prompt: str, policy: Policy, options: Options | None
 
 def _expand(template: Template, policy: Policy, options: Options) -> CandidateSet:
     people = template.people
-    order = (*policy.attributes, "mark")
-    hidden = [(i, a) for i, person in enumerate(people) for a in order if a in person.attributes]
+    hidden = _hidden(people, policy)
     choices = [people[i].choices.get(a) or policy.choices(a) for i, a in hidden]
     labels = [_label(people, i, a) for i, a in hidden]
     size = _size(hidden, choices, options.tie)
@@ -122,6 +124,15 @@ def _expand(template: Template, policy: Policy, options: Options) -> CandidateSe
         template.unsent,
         tuple(found[p][0] for p in prompts),
     )
+
+
+def _hidden(people: tuple[Person, ...], policy: Policy) -> list[tuple[int, str]]:
+    order = (*policy.attributes, "mark")
+    return [(i, a) for i, person in enumerate(people) for a in order if a in person.attributes]
+
+
+def _said(people: tuple[Person, ...], policy: Policy) -> dict[str, str]:
+    return {_label(people, i, a): people[i].attributes[a] for i, a in _hidden(people, policy)}
 
 
 def _size(hidden: list[tuple[int, str]], choices: list[tuple[str, ...]], tie: bool) -> int:
@@ -156,7 +167,7 @@ def _public(template: Template, attributes: dict[str, str], options: Options) ->
     notes = []
     if not attributes:
         notes.append(
-            "no protected attribute was found: the cloud would see the prompt as it is, so it is sent only if allowed"
+            "nothing differs between candidates: the cloud would read the prompt as it is, and it goes only if allowed"
         )
     if any(person.minor for person in template.people):
         notes.append("that the prompt is about a child is public; children and adults never hide each other")

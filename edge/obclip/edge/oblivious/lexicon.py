@@ -10,8 +10,8 @@ _FOLDER = resources.files("obclip.edge").joinpath("lexicon")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _ING = """
 building ring string wing thing painting clothing ceiling wedding evening morning railing awning swing spring earring
-drawing sling carving crossing parking dressing frosting icing stuffing seasoning bedding rigging flooring lighting landing
-clearing setting helping serving pudding lettering writing engraving plumbing
+drawing sling carving crossing parking dressing frosting icing stuffing seasoning bedding rigging flooring lighting
+landing clearing setting helping serving pudding lettering writing engraving plumbing
 """
 _THINGS_IN_ING = frozenset(_ING.split())
 _DOERS = ("maker", "keeper", "worker", "player", "driver", "owner", "fighter", "walker", "seller", "lover", "herder")

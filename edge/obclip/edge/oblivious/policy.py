@@ -143,17 +143,15 @@ class Policy:
         return replace(self, absent=self.absent | frozenset(attributes)) if attributes else self
 
 
+_NO_MEN = frozenset({"german", "roman", "norman", "burman", "ottoman", "turkmen", "turcoman", "turkoman"})
+
+
 def _plural(word: str) -> str:
     return word[:-3] + "men" if word.endswith("man") else word + ("es" if word.endswith("ss") else "s")
 
 
 def _person_ending(word: str) -> bool:
-    return re.search(r"(?:man|men|woman|women)$", word) is not None and word not in (
-        "german",
-        "roman",
-        "norman",
-        "burman",
-    )
+    return re.search(r"(?:man|men|woman|women)$", word) is not None and word not in _NO_MEN
 
 
 def load_policy(name_or_path: str) -> Policy:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from obclip.edge.oblivious.parse import Person, Slot, Template
-from obclip.edge.oblivious.policy import Policy
+from obclip.edge.oblivious.policy import ABSENT, Policy
+from obclip.edge.oblivious.template import Person, Slot, Template
 from obclip.edge.oblivious.text import fix_articles
 
 _PRONOUNS = {
-    "subject": {"woman": "she", "man": "he"},
-    "subject-is": {"woman": "she's", "man": "he's"},
-    "object": {"woman": "her", "man": "him"},
-    "possessive": {"woman": "her", "man": "his"},
-    "reflexive": {"woman": "herself", "man": "himself"},
+    "subject": {"woman": "she", "man": "he", ABSENT: "they"},
+    "subject-is": {"woman": "she's", "man": "he's", ABSENT: "they're"},
+    "object": {"woman": "her", "man": "him", ABSENT: "them"},
+    "possessive": {"woman": "her", "man": "his", ABSENT: "their"},
+    "reflexive": {"woman": "herself", "man": "himself", ABSENT: "themselves"},
 }
 
 
@@ -31,7 +32,28 @@ def render(template: Template, people: Sequence[Person], policy: Policy, marked:
             pieces.append(_mark(people[piece.person], marked))
         else:
             pieces.append(_noun_phrase(piece, people[piece.person], policy))
-    return fix_articles("".join(pieces))
+    return fix_articles(re.sub(" {2,}", " ", "".join(pieces)).strip())
+
+
+def skeleton(template: Template) -> tuple[object, ...]:
+    """All that `render` reads of a template but its people's values: templates of one skeleton make one set."""
+    pieces: list[object] = [""]
+    for piece in template.pieces:
+        if isinstance(piece, Slot):
+            pieces += [_slot_key(piece), ""]
+        else:
+            pieces[-1] = str(pieces[-1]) + piece
+    texts = [re.sub(r"\ban? ", "a ", p) if isinstance(p, str) else p for p in pieces]
+    people = [(tuple(p.attributes), p.minor, p.skinned, tuple(p.choices.items())) for p in template.people]
+    return (*texts, *people)
+
+
+def _slot_key(slot: Slot) -> tuple[object, ...]:
+    token, noun = slot.token, slot.token.noun
+    words = (noun.plural, noun.role, noun.neutral_role, token.possessive) if noun else ()
+    kept = token.text if noun and noun.stage == "child" and not noun.gender else ""
+    pronoun = token.value if slot.kind == "pronoun" else ""
+    return slot.kind, slot.person, slot.implicit, words, kept, token.frame, pronoun
 
 
 def _mark(person: Person, marked: bool) -> str:
@@ -66,6 +88,8 @@ def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
         if noun is not None and noun.neutral_role:
             words.append(noun.neutral_role)
     text = " ".join(w for w in words if w)
+    if slot.token.frame == "name":
+        text = f"a {text}"
     if slot.token.possessive and text:
         text += "'" if text.endswith("s") else "'s"
     return text

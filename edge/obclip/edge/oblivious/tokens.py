@@ -22,6 +22,8 @@ PRONOUNS = {
     "he": "subject", "she": "subject", "him": "oblique", "his": "oblique", "her": "oblique", "hers": "oblique",
     "himself": "reflexive", "herself": "reflexive", "he's": "subject-is", "she's": "subject-is",
 }  # fmt: skip
+NEUTRAL_PRONOUNS = {"they": "subject", "they're": "subject-is", "them": "object", "their": "possessive",
+                    "themselves": "reflexive", "themself": "reflexive"}  # fmt: skip
 FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's"})
 _DECADES = {"teens": 15, "twenties": 20, "thirties": 30, "forties": 40, "fifties": 50, "sixties": 60}
 _DECADES |= {"seventies": 70, "eighties": 80, "nineties": 90, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50}
@@ -34,9 +36,14 @@ _SPELLED = {w: i + 1 for i, w in enumerate(_UNITS)} | {w: n for w, n in _DECADES
 _SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
 
+_FRAMES = "[ -]?skinned|-toned|[ -]complexioned|[ -]complected|[ -]skin(?:[ -]tones?)?|[ -]complexion"
+_LEET = (str.maketrans("013457", "oieast"), str.maketrans("013457", "oleast"))
+
+
 @dataclass(frozen=True)
 class Token:
-    """kind: space, punct, word, number, phrase, noun, adjective, years, tone, pronoun, people, thing, name, mark, refused.
+    """kind: space, punct, word, number, phrase, noun, adjective, years, tone, pronoun, people, thing, name, mark or
+    refused.
 
     value: of an adjective, a value or stage; of years, a stage; of a tone, the tone; of a refusal, its reason.
     """
@@ -62,7 +69,7 @@ def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Patt
     number = rf"(?:\d{{1,3}}|(?:(?:{spelled})[ -])?(?:{spelled}))"
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
-        rf"|(?<![\w-])(?P<tone>{tones})(?P<frame>[ -]skinned|[ -]skin(?:[ -]tones?)?|[ -]complexion)(?!\w)"
+        rf"|(?<![\w-])(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
         rf"|(?:, )?(?<!\w)(?P<years>{number})[ -](?:years?|yrs?|months?|weeks?|days?)[ -](?:olds?|of age)(?!\w)"
         r"|(?<!\w)(?P<short>\d{1,3}) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
         rf"|(?<!\w),? ?aged? (?:of )?(?P<aged>{number})(?: years?)?(?!\w)"
@@ -70,8 +77,10 @@ def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Patt
         rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s)(?!\w)"
         rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s)(?!\w)"
         r"|(?<=, )(?P<tens3>[2-9]0)'?s(?=,|$)"
-        rf"|(?<!\w)(?P<something>{'|'.join(_SPELLED)})[ -]somethings?(?!\w)"
+        rf"|(?<!\w)(?P<something>{'|'.join(_SPELLED)}|\d0)[ -]?(?:somethings?|ish)(?!\w)|(?<!\w)(?P<plus>\d\d)\+(?!\w)"
+        rf"|(?<!\w),? ?(?:over|above|past) (?P<past>{number})(?= ?[,.;]|$)"
         rf"|(?<![\w-])(?P<several>{several})(?P<owner>'s?)?(?![\w-])"
+        r"|(?<!\w)(?P<spelt>[^\W\d_](?:[ .\-_][^\W\d_]){3,})(?!\w)|(?P<leet>[^\W\d_]+\d+[^\W\d_]+)(?!\w)"
         r"|(?P<word>[^\W\d_]+(?:['-][^\W\d_]+)*'?)|(?P<number>\d+)|(?P<space> +)|(?P<punct>.)"
     )
 
@@ -107,17 +116,21 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
     if m["phrase"]:
         return Token("phrase", text)
     if m["tone"]:
-        kind = "adjective" if m["frame"].endswith("skinned") else "tone"
+        kind = "adjective" if m["frame"].endswith("ed") else "tone"
         return Token(kind, text, attribute="skin", value=policy.tones[m["tone"]], frame=m["frame"])
     if m["years"]:
         years = _number(m["years"]) if re.search(r"ye?a?rs?", text) else 0
         return Token("years", text, value=policy.stage_of_years(years))
-    for group in ("short", "aged", "tens", "tens2", "tens3", "something"):
+    for group in ("short", "aged", "tens", "tens2", "tens3", "something", "plus", "past"):
         if m[group]:
             return Token("years", text, value=policy.stage_of_years(_number(m[group])), frame=m["whose"] or "")
     for group in ("decade", "decade2"):
         if m[group]:
             return Token("years", text, value=policy.stage_of_years(_DECADES[m[group]]), frame=m["whose"] or "")
+    if m["spelt"]:
+        return Token("refused", text, value="is spelt out letter by letter; write the word")
+    if m["leet"]:
+        return _word(text, text, False, policy) if _is_disguised(text, policy) else Token("word", text)
     if m["several"]:
         return _word(m["several"], text, bool(m["owner"]), policy)
     if m["word"]:
@@ -136,11 +149,21 @@ def _number(text: str) -> int:
 
 
 def _word(word: str, text: str, possessive: bool, policy: Policy) -> Token:
+    return _look_up(word, text, possessive, _Hashable(policy))
+
+
+@lru_cache(maxsize=20_000)
+def _look_up(word: str, text: str, possessive: bool, by: _Hashable) -> Token:
+    policy = by.policy
     context, lexicon = policy.english["context"], policy.lexicon
     if (token := _protected(word, text, possessive, policy)) is not None:
         return token
     if word in STOP:
         return Token("word", text)
+    if _is_disguised(word, policy):
+        return Token("refused", text, value="hides a protected word in how it is written")
+    if _is_feminine(word, policy):
+        return Token("refused", text, value="says a gender that cannot be put another way")
     if word in context["refused"] or word in lexicon.gendered or any(w in lexicon.gendered for w in singulars(word)):
         return Token("refused", text, value="says something about a person that cannot be put another way")
     if word in context["people"] or any(w in context["people"] for w in singulars(word)):
@@ -162,6 +185,26 @@ def _word(word: str, text: str, possessive: bool, policy: Policy) -> Token:
     return _misspelt(word, text, possessive, policy)
 
 
+def _is_feminine(word: str, policy: Policy) -> bool:
+    """authoress, patroness, choirboy, ballgirls: what is no pair of the tables, but says a gender by its ending."""
+    lexicon = policy.lexicon
+    if (m := re.fullmatch(r"(\w{3,})(?:boy|girl|gal|lady|wife)s?", word)) is not None:
+        return lexicon.knows(m[1])
+    stem = re.sub(r"(?:es|s)$", "", word) if word.endswith("esses") else word
+    if not stem.endswith("ess") or stem.endswith(("ness", "less")) or len(stem) < 6:
+        return False
+    return any(
+        lexicon.is_person(w) for w in (stem[:-3], stem[:-3] + "er", stem[:-4] + "er", stem[:-4] + "or", stem[:-2] + "r")
+    )
+
+
+def _is_disguised(word: str, policy: Policy) -> bool:
+    """m4n, w0man: digits that stand for letters."""
+    if not any(c.isdigit() for c in word) or not word[0].isalpha():
+        return False
+    return any(word.translate(table) in policy.nouns or word.translate(table) in policy.adjectives for table in _LEET)
+
+
 def _harmless(part: str, policy: Policy) -> bool:
     """Whether a part of a hyphenated word says nothing of a person ("people-watching", "all-white", "dark-haired")."""
     token = _word(part, part, False, policy)
@@ -173,7 +216,9 @@ def _harmless(part: str, policy: Policy) -> bool:
 def _protected(word: str, text: str, possessive: bool, policy: Policy) -> Token | None:
     if word in PRONOUNS:
         return Token("pronoun", text, value=PRONOUNS[word])
-    if (noun := policy.nouns.get(word) or nation_noun(word, policy) or compound_noun(word, policy)) is not None:
+    plain_nation = word in policy.adjectives  # "ottoman", "german": no man of an "otto"
+    compound = None if plain_nation else nation_noun(word, policy) or compound_noun(word, policy)
+    if (noun := policy.nouns.get(word) or compound) is not None:
         return Token("noun", text, noun=noun, possessive=possessive or policy.lacks_apostrophe(word))
     for form in (word, *singulars(word)):
         if form in policy.adjectives:
@@ -193,9 +238,10 @@ def _misspelt(word: str, text: str, possessive: bool, policy: Policy) -> Token:
     """A word of no list: a slip of a protected word, then of a common one; else it may be a name, and is refused."""
     if len(word) > MIN_TYPO or word in _SHORT_SLIPS:
         for near in sorted(slips(word)):
-            if len(near) < MIN_TYPO or near in policy.lexicon.nations:  # a slip of a nation is likelier a place's name
-                continue
-            if (token := _protected(near, text, possessive, policy)) is not None:
+            nation = near in policy.lexicon.nations  # a slip of one is likelier a place's name
+            if len(near) >= MIN_TYPO and not nation and (near in policy.nouns or near in policy.adjectives):
+                token = _protected(near, text, possessive, policy)
+                assert token is not None
                 return token
         for i in range(1, len(word)):
             if word[:i] in STOP and _protected(word[i:], word[i:], False, policy) is not None:

@@ -23,9 +23,11 @@ _AGED = re.compile(
     r"\b(?:old|elderly|aged|young|youthful|teenage|juvenile|under the age|years old|baby|infant|child)\b"
 )
 _SOUTH_ASIA = {"india", "pakistan", "bangladesh", "sri_lanka", "nepal", "bhutan"}
-_MIDDLE_EAST = set(
-    ["iran", "iraq", "turkey", "syria", "jordan", "israel", "lebanon", "saudi_arabia", "yemen", "oman", "kuwait", "qatar", "bahrain", "united_arab_emirates", "egypt", "morocco", "algeria", "tunisia", "libya", "afghanistan", "near_east", "middle_east", "palestine", "kurdistan"]
-)
+_NEAR_EAST = """
+iran iraq turkey syria jordan israel lebanon saudi_arabia yemen oman kuwait qatar bahrain united_arab_emirates egypt
+morocco algeria tunisia libya afghanistan near_east middle_east palestine kurdistan
+"""
+_MIDDLE_EAST = set(_NEAR_EAST.split())
 _LATIN = {"latin_america", "south_america", "central_america", "mexico", "cuba", "west_indies", "antilles", "caribbean"}
 _OFTEN = 600  # a first name among so many of a gender is a name even where it is a place too
 _AFRICA, _ASIA, _EUROPE = {"africa"}, {"asia"}, {"europe"}
@@ -55,7 +57,7 @@ def build_lists(
     gendered = {w: a for w, a in gendered.items() if w not in fix["not_gendered"]} | fix["gendered"]
     nations = {w: r for w, r in _nations(wordnet, person).items() if w not in fix["not_nations"]} | fix["nations"]
     first_names = {line.split()[0].lower() for path in names for line in path.read_text().splitlines() if line.strip()}
-    places = {w for w in proper if w in lemmas and not person & set(lemmas[w])} | fix["places"].keys()
+    places = {w for w in proper if w in lemmas and lemmas[w][0] not in person} | fix["places"].keys()
     first_names |= fix["always_names"].keys() | _famous(wordnet, person) - vocabulary
     frequent = {
         line.split()[0].lower() for path in names for line in path.read_text().splitlines()[:_OFTEN] if line.strip()

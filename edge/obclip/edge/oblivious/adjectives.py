@@ -1,0 +1,165 @@
+"""Adjectives, ages and skin tones: whom they describe, if anybody."""
+
+from __future__ import annotations
+
+from obclip.core.errors import PrivacyError
+from obclip.edge.oblivious.nouns import Nouns
+from obclip.edge.oblivious.reading import DETERMINERS, base
+from obclip.edge.oblivious.template import Person
+from obclip.edge.oblivious.tokens import STOP
+
+_REACH = 6  # words between an adjective and the person it describes
+_CROSSED = frozenset({",", "and", "or", "but", "&", "/"})
+_COMPARED = frozenset({"older", "oldest", "elder", "eldest", "younger", "youngest"})
+
+
+class Adjectives(Nouns):
+    def _attach_adjectives(self) -> None:
+        for i, token in enumerate(self.tokens):
+            if token.kind not in ("adjective", "years") or i in self.dropped or i in self.public:
+                continue
+            near = token.text in self.policy.public_adjectives
+            head = self._owner_of_years(i) if token.kind == "years" else self._head_after(i, near=near)
+            if head is None:
+                if near or i in self.public or self._is_language(i):
+                    continue
+                raise PrivacyError(
+                    f"{token.text.strip(' ,')!r} may be about a person but stands by no person word; "
+                    "put it right before one, leave it out, or let it through with --allow"
+                )
+            if token.text in _COMPARED and self._is_child(head):
+                continue
+            person = self._person_at(head)
+            if token.kind == "years" or token.attribute == "age":
+                self.stages.setdefault(person, []).append(token.value)
+                self._note(i, "child" if token.value == "child" else "age", person)
+                if token.frame in ("his", "her"):
+                    self._set(person, "gender", "woman" if token.frame == "her" else "man", i)
+            else:
+                self._set(person, token.attribute, token.value, i)
+                self.people[person].skinned |= token.attribute == "skin"
+                if token.text in self.policy.english["ethnicity_gender"]["woman"]:
+                    self._set(person, "gender", "woman", i)
+            self._drop(i)
+            self._drop_joint(i)
+
+    def _owner_of_years(self, i: int) -> int | None:
+        """'a 30-year-old woman', 'a woman, aged 30', 'a 10 year old building'."""
+        after, before = self._next(i), self._last_noun_before(i)
+        if (
+            after is not None
+            and self.tokens[after].kind in ("noun", "people")
+            and not self.tokens[i].text.startswith(",")
+        ):
+            return after
+        if before is None:
+            spoken_of = any(t.kind == "pronoun" for t in self.tokens[:i])
+            return None if spoken_of else self._head_after(i, near=False)
+        if after is not None and self.tokens[after].kind == "thing" and self._text(self._next(i, -1)) in DETERMINERS:
+            self.public.add(i)
+            return None
+        return before
+
+    def _is_child(self, head: int) -> bool:
+        """'an older girl', beside another: children compared, under a policy that keeps children apart."""
+        noun = self.tokens[head].noun
+        return self.policy.minors and noun is not None and noun.stage == "child"
+
+    def _drop_joint(self, i: int) -> None:
+        """'young, smiling woman' or 'old and tired man' without the adjective is 'smiling woman', 'tired man'."""
+        j = self._next(i)
+        if j is not None and self.tokens[j].text in _CROSSED and self.tokens[i].kind == "adjective":
+            before = self._next(i, -1)
+            if before is None or self.tokens[before].text in DETERMINERS or self.tokens[before].kind == "punct":
+                self._drop(j)
+
+    def _is_language(self, i: int) -> bool:
+        """'a sign in chinese', 'written in french'."""
+        return self.tokens[i].attribute == "ethnicity" and self._text(self._next(i, -1)) in ("in", "into", "from")
+
+    def _head_after(self, i: int, near: bool) -> int | None:
+        """The person word that the adjective at i describes; marks i public if it describes a thing instead."""
+        j, words, things, last = self._next(i), 0, 0, i
+        while j is not None and words <= _REACH:
+            token = self.tokens[j]
+            if token.kind in ("noun", "people") and j not in self.public:
+                return j
+            if token.kind == "phrase" or j in self.public:
+                things += 1
+                break
+            if token.text in _CROSSED:
+                k = self._next(j)
+                if k is not None and self.tokens[k].text in ("a", "an") and not things:
+                    last, j = k, self._next(k)
+                    continue
+                if things or k is None or self.tokens[k].kind not in ("adjective", "word", "tone", "years"):
+                    break
+                if self.tokens[k].text in STOP:
+                    break
+            elif token.kind in ("punct", "pronoun") or token.text in STOP:
+                break
+            elif token.kind == "thing":
+                things += 1
+                if self.policy.lexicon.is_animal(base(token.text)) or (near and token.text in self.context["things"]):
+                    k = self._next(j)
+                    if k is None or self.tokens[k].kind != "people":
+                        break
+            elif token.kind not in ("adjective", "years", "tone") and near and not things:
+                words += 1
+                if not self._leads_to_person(j):
+                    break
+            else:
+                words += token.kind == "word"
+            last, j = j, self._next(j)
+        if things or (
+            last != i and self.tokens[last].kind == "word" and self.policy.lexicon.is_noun(self.tokens[last].text)
+        ):
+            self.public.add(i)
+        return None
+
+    def _leads_to_person(self, j: int) -> bool:
+        """'black, smiling woman', 'white bearded man': a describing word with a person right after it."""
+        k = self._next(j)
+        return k is not None and self.tokens[k].kind in ("noun", "people", "adjective") and k not in self.public
+
+    def _resolve_ages(self) -> None:
+        for person, found in self.stages.items():
+            nouns = {s[5:] for s in found if s.startswith("noun:")}
+            others = {s for s in found if not s.startswith("noun:")}
+            if "child" in nouns or "child" in others:
+                if (nouns | others) - {"child", "young"}:
+                    raise PrivacyError("the prompt calls one person both a child and an adult; say one")
+                stages = {"child"}
+            else:
+                stages = others | (nouns - {"adult"} if others else nouns)
+            values = {self.policy.age_value(s) for s in stages}
+            if stages == {"child"} and "child" not in self.policy.stages:
+                if not self.policy.minors:
+                    raise PrivacyError("the prompt is about a child, which this policy does not hide")
+                self.people[person].minor = True
+            elif values - {None}:
+                for value in sorted(v for v in values if v):
+                    self._set(person, "age", value)
+            elif "age" in self.policy.refused and stages - {"adult"}:
+                self._set(person, "age", next(iter(stages)))
+
+    def _attach_tones(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for i, token in enumerate(self.tokens):
+            if token.kind != "tone":
+                continue
+            before = self._next(i, -1)
+            if before is not None and self.tokens[before].text in self.policy.tones:
+                raise PrivacyError(
+                    "the skin tone has two words; use one of light, medium-light, medium, medium-dark, dark"
+                )
+            head = self._last_noun_before(i)
+            if head is None:
+                head = min(self.owner, default=None)
+            if head is None:
+                self.people.append(Person())
+                found[i] = len(self.people) - 1
+            else:
+                found[i] = self._person_at(head)
+            self._set(found[i], "skin", token.value, i)
+        return found

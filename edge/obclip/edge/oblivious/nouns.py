@@ -1,0 +1,137 @@
+"""Nouns for people: which words are one person, which are none, and which adjectives stand for one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from obclip.core.errors import PrivacyError
+from obclip.edge.oblivious.naming import Naming
+from obclip.edge.oblivious.policy import Noun
+from obclip.edge.oblivious.reading import DETERMINERS, WAYS_OUT, base
+from obclip.edge.oblivious.template import Person
+from obclip.edge.oblivious.tokens import STOP, Token
+
+
+class Nouns(Naming):
+    def _refuse_unplaceable(self, i: int, token: Token) -> None:
+        if token.kind == "refused":
+            raise PrivacyError(f"{token.text!r} {token.value}; {WAYS_OUT}")
+        if token.kind in ("word", "name") and "-" in token.text:
+            for part in token.text.split("-"):
+                noun = self.policy.nouns.get(part)
+                adjective = part in self.policy.adjectives and part not in self.policy.public_adjectives
+                if (noun and noun.gender) or adjective:
+                    raise PrivacyError(f"{token.text!r} contains a protected word and cannot be placed; {WAYS_OUT}")
+
+    def _animals(self) -> None:
+        """'mother duck', 'a male lion', 'male connector', 'baby elephant': about no person, so public."""
+        for i, token in enumerate(self.tokens):
+            j = self._next(i)
+            if token.kind not in ("noun", "adjective") or j is None:
+                continue
+            for _ in range(2):
+                if self.tokens[j].kind in ("word", "adjective") and self.tokens[j].text not in STOP:
+                    j = self._next(j) or j
+            thing = base(self.tokens[j].text)
+            sexless = token.text in ("male", "female") and thing in self.context["not_sexed"]
+            young = base(token.text) in self.context["animal_people"]
+            animal = young and self.tokens[j].kind == "thing" and self.policy.lexicon.is_animal(thing)
+            if sexless or animal:
+                self.public.add(i)
+
+    def _merge_nouns(self) -> None:
+        """'female teenager', 'child actress', 'boy king': one person, described by the last noun."""
+        merged: dict[int, Token] = {}
+        for i, token in enumerate(self.tokens):
+            j = self._next(i)
+            if token.kind != "noun" or j is None or i in self.public or i in self.dropped:
+                continue
+            if self.tokens[j].kind == "noun" and j not in self.public and not token.possessive:
+                first, second = merged.get(i, token).noun, self.tokens[j].noun
+                assert first is not None
+                assert second is not None
+                clash = first.gender and second.gender and first.gender != second.gender
+                if first.role or first.neutral_role or clash:
+                    raise PrivacyError(f"{token.text!r} beside {self.tokens[j].text!r} cannot be placed; {WAYS_OUT}")
+                both = replace(
+                    second,
+                    gender=second.gender or first.gender,
+                    stage=second.stage or first.stage,
+                    ethnicity=second.ethnicity or first.ethnicity,
+                )
+                if first.stage and first.stage != "adult":
+                    self._note(i, "child" if first.stage == "child" else "age", len(self.people))
+                merged[j] = replace(self.tokens[j], text=f"{token.text} {self.tokens[j].text}", noun=both)
+                self._drop(i)
+        for j, token in merged.items():
+            self.tokens[j] = token
+
+    def _people_of_adjectives(self) -> None:
+        """'the elderly', 'two asians', 'an italian walking': an adjective that stands for a person."""
+        for i, token in enumerate(self.tokens):
+            if token.kind != "adjective" or i in self.dropped or i in self.public:
+                continue
+            before, after = self._text(self._next(i, -1)), self._next(i)
+            if token.frame != "plural" and (
+                (before not in DETERMINERS and not before.isdigit()) or not self._is_phrase_end(after)
+            ):
+                continue
+            near = token.text in self.policy.public_adjectives and token.frame != "plural"
+            if near or (token.attribute == "age" and token.value not in ("old", "young")):
+                continue
+            plural = token.frame == "plural" or before in (
+                "the",
+                "two",
+                "three",
+                "some",
+                "several",
+                "many",
+                "few",
+                "both",
+            )
+            if token.text in ("old", "young", "older", "younger", "youngest", "oldest") and before != "the":
+                continue
+            stage = token.value if token.attribute == "age" else None
+            ethnicity = token.value if token.attribute == "ethnicity" else None
+            if token.attribute in ("age", "ethnicity"):
+                gender = "woman" if token.text in self.policy.english["ethnicity_gender"]["woman"] else None
+                self.tokens[i] = Token("noun", token.text, noun=Noun(gender, stage, plural, ethnicity=ethnicity))
+            else:
+                noun = Token(
+                    "noun", token.text, noun=Noun(None, None, plural), attribute=token.attribute, value=token.value
+                )
+                self.tokens[i] = noun
+
+    def _is_phrase_end(self, j: int | None) -> bool:
+        """Whether no noun can follow: the end, a mark, a small word, or a verb in -ing, is, -s."""
+        if j is None or self.tokens[j].kind in ("punct", "pronoun"):
+            return self._text(j) not in (",", "-", "/")
+        word = self.tokens[j].text
+        if self.tokens[j].kind == "word" and (word in STOP - {"and", "or"} or word.endswith(("ing", "ed"))):
+            after = self._next(j)
+            chain = after is not None and self.tokens[after].kind in ("thing", "people", "noun") and word not in STOP
+            return not chain
+        return (
+            word in ("and", "or")
+            and (k := self._next(j)) is not None
+            and self.tokens[k].kind not in ("adjective", "word")
+        )
+
+    def _find_people(self) -> None:
+        for i, token in enumerate(self.tokens):
+            if token.kind != "noun" or i in self.dropped or i in self.public:
+                continue
+            assert token.noun is not None
+            self.people.append(Person())
+            person = self.owner[i] = len(self.people) - 1
+            if token.noun.gender:
+                self._set(person, "gender", token.noun.gender, i)
+            if token.noun.ethnicity:
+                self._set(person, "ethnicity", token.noun.ethnicity, i)
+            if token.attribute:
+                self._set(person, token.attribute, token.value, i)
+                self.people[person].skinned |= token.attribute == "skin"
+            if token.noun.stage:
+                self.stages.setdefault(person, []).append("noun:" + token.noun.stage)
+                if token.noun.stage != "adult":
+                    self._note(i, "child" if token.noun.stage == "child" else "age", person)

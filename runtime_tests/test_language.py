@@ -1,0 +1,235 @@
+"""English as people write it: labelled prompts, names, marks, and the options that change a set."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from data import coco_captions, needs_coco
+from labels import detect, labelled
+
+from obclip.core.errors import InputError, PrivacyError
+from obclip.edge.oblivious import Options, candidate_set, check_negative, load_policy, unmark
+from obclip.edge.oblivious.history import changed_marks, remember_marks
+
+DEFAULT, WORLD, SENSITIVE = load_policy("default"), load_policy("world"), load_policy("sensitive")
+
+
+def prompts(text: str, policy=DEFAULT, **options) -> list[str]:
+    return list(candidate_set(text, policy, Options(**options)).prompts)
+
+
+def real(text: str, policy=DEFAULT, **options) -> str:
+    found = candidate_set(text, policy, Options(**options))
+    return found.prompts[found.index]
+
+
+@pytest.mark.parametrize(("attribute", "floor"), [("gender", 0.99), ("age", 0.97), ("ethnicity", 0.95), ("skin", 0.9)])
+def test_recall_on_the_labelled_prompts(attribute: str, floor: float):
+    found = detect(labelled("prompts"), DEFAULT)
+    assert found.labelled[attribute] >= 9
+    assert found.recall(attribute) >= floor, found.missed
+    assert found.recall_of_sent(attribute) >= floor, found.missed
+    assert found.precision(attribute) >= 0.95
+
+
+def test_few_prompts_without_a_name_are_refused():
+    rows = [r for r in labelled("prompts") if "name" not in r["strata"]]
+    assert len(detect(rows, DEFAULT).prompts_refused) <= 0.08 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a Frenchwoman in her sixties", "an old european woman"),
+        ("two elderly Asians playing chess", "two old asian people playing chess"),
+        ("the elderly sitting on a bench", "the old people sitting on a bench"),
+        ("a womman with a mans hat", "a woman with a man's hat"),
+        ("a Latina businesswoman", "a woman businessperson"),
+        ("a pale woman", "a light-skinned woman"),
+        ("a ballerina", "a woman ballet dancer"),
+        ("her, a mother of two", "her, a mother of two"),
+        ("A TALL DARK-HAIRED YOUNG ASIAN WOMAN", "a tall dark-haired young asian woman"),
+        ("a seventy-year-old teacher and his class", "an old teacher and his class"),
+        ("a woman in her mid-thirties, 85mm, bokeh", "a young woman, 85mm, bokeh"),
+        ("a Navajo woman", "a woman"),
+    ],
+)
+def test_canonical_words(text: str, expected: str):
+    assert real(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "an old castle", "a male connector", "an Indian elephant", "young leaves", "Mother Earth", "a mother duck",
+        "Chinese food on a table", "french fries", "a king size bed", "a street in Paris", "a queen bee", "baby goats",
+        "a senior golden retriever", "the ship and its old mast", "a German shepherd puppy", "a sign in Chinese",
+    ],
+)  # fmt: skip
+def test_attribute_words_that_are_about_no_person_are_left_alone(text: str):
+    found = candidate_set(text, DEFAULT)
+    assert found.mentions == ()
+    assert len(found.prompts) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Emma on a bench", "emma watson on stage", "a portrait of Zendaya", "Mr Bean", "Rose sitting on a bench",
+        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model",
+        "anolder man", "une femme sur la plage", "a w0man named nguyen",
+    ],
+)  # fmt: skip
+def test_names_and_unknown_words_for_people_are_refused(text: str):
+    with pytest.raises(PrivacyError, match="--allow"):
+        candidate_set(text, DEFAULT)
+
+
+def test_the_makers_of_pictures_and_places_are_no_names_to_hide():
+    for text in ("a woman, painted by Greg Rutkowski", "a castle in the style of Van Gogh", "a woman in London"):
+        assert candidate_set(text, DEFAULT).prompts
+
+
+def test_names_become_a_person_where_the_policy_says_so():
+    assert prompts("Emma Watson in a red dress", WORLD) == ["a person in a red dress"]
+    assert prompts("Mrs. Smith and her cat", WORLD) == prompts("Mr. Jones and his cat", WORLD)
+
+
+def test_allowed_spans_pass():
+    assert real("a woman named Zorblax", allow=("Zorblax",)) == "a woman named zorblax"
+
+
+@pytest.mark.parametrize(
+    ("text", "n"), [("a man and his wife", 4), ("a woman holds a girl in her arms", 4), ("a doctor and her patient", 2)]
+)
+def test_several_people_have_slots_of_their_own(text: str, n: int):
+    assert len(prompts(text)) == n
+
+
+def test_a_man_and_his_wife_keeps_all_readings_grammatical():
+    assert prompts("a man and his wife") == [
+        "a man and his husband", "a man and his wife", "a woman and her husband", "a woman and her wife",
+    ]  # fmt: skip
+
+
+def test_tied_people_move_together():
+    text = "a young asian man and an old indian woman"
+    with pytest.raises(PrivacyError, match="--tie"):
+        prompts(text)
+    found = prompts(text, tie=True)
+    assert len(found) == 30
+    assert all(prompts(p, tie=True) == found for p in found)
+
+
+def test_padding_gives_exactly_n_and_more_is_refused():
+    found = candidate_set("a woman", DEFAULT, Options(pad=6))
+    assert len(found.prompts) == len(set(found.prompts)) == 6
+    assert found.prompts[found.index] == "a woman"
+    with pytest.raises(PrivacyError, match="more than the 4"):
+        candidate_set("a young woman", DEFAULT, Options(pad=4))
+    with pytest.raises(InputError, match="between 1 and 64"):
+        candidate_set("a woman", DEFAULT, Options(pad=65))
+
+
+def test_absence_can_be_a_value():
+    hidden = {"hide": ("gender", "age")}
+    found = prompts("a teacher and her class", **hidden)
+    assert len(found) == 12
+    assert prompts("an old teacher and their class", **hidden) == found
+    assert prompts("a woman teacher and her class", **hidden) == found
+    with pytest.raises(InputError, match="has no values for height"):
+        prompts("a woman", hide=("height",))
+
+
+def test_pregnancy_is_hidden_whether_said_or_not():
+    assert prompts("a pregnant woman", SENSITIVE) == prompts("a woman", SENSITIVE)
+
+
+def test_further_attributes_are_policies():
+    assert len(prompts("a Muslim doctor", SENSITIVE)) == 12
+    assert real("two Jews at a table", SENSITIVE) == "two jewish people at a table"
+
+
+def test_a_users_own_attribute(tmp_path):
+    path = tmp_path / "hair.toml"
+    path.write_text(
+        '[gender]\nvalues = ["woman", "man"]\n[age]\nvalues = ["young", "old"]\nminors = true\n'
+        'stages = { young = "young", old = "old" }\n[skin]\nrefuse = true\n[ethnicity]\nrefuse = true\n'
+        '[hair]\nvalues = ["blond", "dark-haired"]\nforms = { blond = ["blond", "blonde"], dark-haired = ["dark-haired"] }\n'
+    )
+    assert prompts("a blonde woman", load_policy(str(path))) == [
+        "a blond man", "a blond woman", "a dark-haired man", "a dark-haired woman",
+    ]  # fmt: skip
+    path.write_text(path.read_text().split("[hair]")[0] + '[hair]\nvalues = ["blond", "dark"]\n')
+    with pytest.raises(InputError, match="forms"):
+        load_policy(str(path))
+
+
+class TestMarks:
+    def test_alternatives_are_sorted_and_closed(self):
+        found = candidate_set("[[Bob|Alice|Carol]] as a nurse", DEFAULT)
+        assert found.prompts == ("alice as a nurse", "bob as a nurse", "carol as a nurse")
+        assert found.index == 1
+        assert all(candidate_set(m, DEFAULT).prompts == found.prompts for m in found.marked)
+
+    def test_protect_marks_every_occurrence(self):
+        found = candidate_set("Alice, and Alice again", DEFAULT, Options(protect=("Alice|Bob",)))
+        assert found.prompts == ("alice, and alice again", "bob, and bob again")
+
+    @pytest.mark.parametrize("bad", ["[[Alice]]", "[[Alice|Alice]]", "[[|Bob]]", "[[a|b]] and [[b|a]]"])
+    def test_marks_that_hide_nothing_are_refused(self, bad: str):
+        with pytest.raises(InputError):
+            candidate_set(f"{bad} at sea", DEFAULT)
+
+    def test_a_word_that_is_not_there_cannot_be_protected(self):
+        with pytest.raises(InputError, match="does not have"):
+            candidate_set("a woman", DEFAULT, Options(protect=("Alice|Bob",)))
+
+    def test_the_device_goes_on_with_the_real_one(self):
+        assert unmark("[[Alice|Bob]] at [[sea|home]]") == "Alice at sea"
+
+    def test_changing_the_alternatives_warns_and_the_note_holds_no_word(self, tmp_path):
+        note = tmp_path / "marks.json"
+        assert changed_marks("[[Alice|Bob]]", note) == []
+        remember_marks("[[Alice|Bob]]", note)
+        assert changed_marks("[[Bob|Alice]] again", note) == []
+        assert len(changed_marks("[[Alice|Dave]]", note)) == 1
+        assert b"alice" not in note.read_bytes().lower()
+
+
+def test_a_protected_word_in_the_negative_prompt_is_named():
+    with pytest.raises(PrivacyError, match="'bride'"):
+        check_negative("blurry, a bride", DEFAULT)
+
+
+def test_prompts_are_read_fast():
+    candidate_set("a young asian woman", DEFAULT)
+    texts = ["a young asian woman and her dog", "a man and his wife", "a lighthouse at dusk, 85mm, bokeh"]
+    best = []
+    for text in texts:
+        times = []
+        for _ in range(15):
+            start = time.process_time()
+            candidate_set(text, DEFAULT)
+            times.append(time.process_time() - start)
+        best.append(min(times))
+    assert max(best) < 0.02  # 5 ms on an idle core of a laptop; the rest is room for busy machines
+
+
+@needs_coco
+@pytest.mark.slow
+def test_every_caption_of_photographs_is_closed_or_refused():
+    """Every candidate of every transformed caption leads back to the set it came from."""
+    refused, sets = 0, {}
+    captions = coco_captions()
+    for caption in captions:
+        try:
+            found = candidate_set(caption, DEFAULT).prompts
+        except PrivacyError:
+            refused += 1
+            continue
+        for prompt in found:
+            assert sets.setdefault(prompt, found) == found
+            assert len(found) == 1 or candidate_set(prompt, DEFAULT).prompts == found
+    assert refused <= 0.08 * len(captions)
