@@ -199,10 +199,11 @@ def _is_feminine(word: str, policy: Policy) -> bool:
 
 
 def _is_disguised(word: str, policy: Policy) -> bool:
-    """m4n, w0man: digits that stand for letters."""
+    """m4n, w0man, woman2b: a protected word whose letters are digits, or that has digits and letters stuck to it."""
     if not any(c.isdigit() for c in word) or not word[0].isalpha():
         return False
-    return any(word.translate(table) in policy.nouns or word.translate(table) in policy.adjectives for table in _LEET)
+    readings = [word.translate(table) for table in _LEET] + re.findall(r"[^\W\d_]+", word)
+    return any(reading in policy.nouns or reading in policy.adjectives for reading in readings)
 
 
 def _harmless(part: str, policy: Policy) -> bool:
