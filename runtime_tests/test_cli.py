@@ -211,6 +211,22 @@ def test_audit_compares_requests(run):
     assert report["attributes_hidden"] == ["gender", "skin"]
 
 
+def test_audit_says_which_words_give_the_hidden_away(run):
+    code, said, _ = run("audit", "a man doing a trick on a skateboard", "--policy", "default")
+    assert code == 0
+    assert "'skateboard' speaks for man" in said
+    assert "drop 'on a skateboard'" in said
+
+
+def test_options_reach_the_candidates(run):
+    said = json.loads(run("candidates", "Alice in a hat", "--protect", "Alice|Bob", "--json")[1])
+    assert said["candidates"] == ["alice in a hat", "bob in a hat"]
+    assert len(json.loads(run("candidates", "a woman", "--pad", "4", "--json")[1])["candidates"]) == 4
+    code, _, error = run("candidates", "Emma in a hat")
+    assert (code, "--allow" in error) == (6, True)
+    assert run("candidates", "a cook in a hat", "--allow", "hat", "--hide", "gender", "--json")[0] == 0
+
+
 def test_inspect_reads_bundles_and_pictures(run, bundle_folder: Path, answers: dict, tmp_path: Path):
     code, said, _ = run("inspect", bundle_folder, "--json")
     parts = {c["name"]: c for c in json.loads(said)["components"]}

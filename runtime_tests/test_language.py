@@ -45,14 +45,18 @@ def test_few_prompts_without_a_name_are_refused():
         ("two elderly Asians playing chess", "two old asian people playing chess"),
         ("the elderly sitting on a bench", "the old people sitting on a bench"),
         ("a womman with a mans hat", "a woman with a man's hat"),
-        ("a Latina businesswoman", "a woman businessperson"),
+        ("a Latina businesswoman", "a businesswoman"),
         ("a pale woman", "a light-skinned woman"),
-        ("a ballerina", "a woman ballet dancer"),
+        ("a ballerina", "a female ballet dancer"),
         ("her, a mother of two", "her, a mother of two"),
         ("A TALL DARK-HAIRED YOUNG ASIAN WOMAN", "a tall dark-haired young asian woman"),
         ("a seventy-year-old teacher and his class", "an old teacher and his class"),
         ("a woman in her mid-thirties, 85mm, bokeh", "a young woman, 85mm, bokeh"),
         ("a Navajo woman", "a woman"),
+        ("a dock worker in his fifties", "a middle-aged male dock worker"),
+        ("a Thai street food vendor", "an asian street food vendor"),
+        ("his teenage daughter", "his teenage daughter"),
+        ("a man, 32, in a hat", "a young man in a hat"),
     ],
 )
 def test_canonical_words(text: str, expected: str):
@@ -77,7 +81,7 @@ def test_attribute_words_that_are_about_no_person_are_left_alone(text: str):
     "text",
     [
         "Emma on a bench", "emma watson on stage", "a portrait of Zendaya", "Mr Bean", "Rose sitting on a bench",
-        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model",
+        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model", "a paladin, he is middle-aged and tired", "a koi on a black-skinned forearm",
         "anolder man", "une femme sur la plage", "a w0man named nguyen",
     ],
 )  # fmt: skip

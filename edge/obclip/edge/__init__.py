@@ -18,12 +18,14 @@ from obclip.core.errors import (
     PrivacyError,
     RunError,
 )
+from obclip.edge.audit import AuditReport, audit
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.generate import Result, generate
-from obclip.edge.oblivious import CandidateSet, Policy, candidate_set, load_policy
+from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set, load_policy
 
 __all__ = [
+    "AuditReport",
     "Bundle",
     "BundleError",
     "CandidateSet",
@@ -32,10 +34,12 @@ __all__ = [
     "InputError",
     "ModelMissingError",
     "ObclipError",
+    "Options",
     "Policy",
     "PrivacyError",
     "Result",
     "RunError",
+    "audit",
     "candidate_set",
     "generate",
     "load_policy",

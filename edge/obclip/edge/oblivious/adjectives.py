@@ -10,6 +10,7 @@ from obclip.edge.oblivious.tokens import STOP
 
 _REACH = 6  # words between an adjective and the person it describes
 _CROSSED = frozenset({",", "and", "or", "but", "&", "/"})
+_IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
 _COMPARED = frozenset({"older", "oldest", "elder", "eldest", "younger", "youngest"})
 
 
@@ -19,9 +20,15 @@ class Adjectives(Nouns):
             if token.kind not in ("adjective", "years") or i in self.dropped or i in self.public:
                 continue
             near = token.text in self.policy.public_adjectives
+            if not near and token.kind == "adjective" and self._text(self._next(i, -1)) in _IS:
+                raise PrivacyError(
+                    f"{token.text!r} is said of someone by a verb and cannot be placed; put it right before the person "
+                    "word, leave it out, or let it through with --allow"
+                )
             head = self._owner_of_years(i) if token.kind == "years" else self._head_after(i, near=near)
             if head is None:
-                if near or i in self.public or self._is_language(i):
+                skin = token.attribute == "skin" and not near
+                if near or (i in self.public and not skin) or self._is_language(i):
                     continue
                 raise PrivacyError(
                     f"{token.text.strip(' ,')!r} may be about a person but stands by no person word; "
@@ -30,16 +37,24 @@ class Adjectives(Nouns):
             if token.text in _COMPARED and self._is_child(head):
                 continue
             person = self._person_at(head)
+            if token.kind == "adjective" and token.value == "child" and self.policy.minors:
+                self.stages.setdefault(person, []).append("child")  # public, as it stands
+                self.people[person].childlike = True
+                self._note(i, "child", person)
+                continue
             if token.kind == "years" or token.attribute == "age":
                 self.stages.setdefault(person, []).append(token.value)
                 self._note(i, "child" if token.value == "child" else "age", person)
                 if token.frame in ("his", "her"):
+                    self.people[person].sexed = True
                     self._set(person, "gender", "woman" if token.frame == "her" else "man", i)
             else:
                 self._set(person, token.attribute, token.value, i)
                 self.people[person].skinned |= token.attribute == "skin"
                 if token.text in self.policy.english["ethnicity_gender"]["woman"]:
+                    self.people[person].sexed = True
                     self._set(person, "gender", "woman", i)
+            self.place.setdefault(head, i)
             self._drop(i)
             self._drop_joint(i)
 

@@ -30,9 +30,11 @@ def names_by_writing(prompt: str, policy: Policy) -> frozenset[str]:
         if not word[0].isupper() or word.isupper() or shouting or lower in lexicon.places:
             continue
         inside = before not in (".", "!", "?", ":", ";", '"')
-        if (inside and (lower in lexicon.names or (title in context["titles"] and not lexicon.is_noun(lower)))) or (
-            not inside and lower in lexicon.names and _acts(words[i + 1 : i + 3], lexicon)
-        ):
+        unknown = not (lexicon.knows(lower) or lexicon.knows_rare(lower) or "-" in lower)
+        if (
+            inside
+            and (lower in lexicon.names or unknown or (title in context["titles"] and not lexicon.is_noun(lower)))
+        ) or (not inside and lower in lexicon.names and _acts(words[i + 1 : i + 3], lexicon)):
             found.add(lower)
     return frozenset(found)
 

@@ -59,7 +59,7 @@ class Nouns(Naming):
                     stage=second.stage or first.stage,
                     ethnicity=second.ethnicity or first.ethnicity,
                 )
-                if first.stage and first.stage != "adult":
+                if first.stage and second.stage:
                     self._note(i, "child" if first.stage == "child" else "age", len(self.people))
                 merged[j] = replace(self.tokens[j], text=f"{token.text} {self.tokens[j].text}", noun=both)
                 self._drop(i)
@@ -133,5 +133,4 @@ class Nouns(Naming):
                 self.people[person].skinned |= token.attribute == "skin"
             if token.noun.stage:
                 self.stages.setdefault(person, []).append("noun:" + token.noun.stage)
-                if token.noun.stage != "adult":
-                    self._note(i, "child" if token.noun.stage == "child" else "age", person)
+                self._note(i, "child" if token.noun.stage == "child" else "age", person)

@@ -52,16 +52,15 @@ class _Parser(Adjectives):
         self._hide_absence()
         marks = self._marks()
         pieces: list[str | Slot] = []
+        roles = {self._place_of(i): i for i in self.owner if self.tokens[i].kind != "noun"}
         for i, token in enumerate(self.tokens):
+            if i in roles and self._shows(self.people[self.owner[roles[i]]]):
+                pieces += [Slot("noun", self.owner[roles[i]], self.tokens[roles[i]], implicit=True), " "]
             if i in self.dropped:
                 continue
-            if i in self.owner:
-                person, implicit = self.owner[i], token.kind != "noun"
-                if not implicit or self._shows(self.people[person]):
-                    pieces.append(Slot("noun", person, token, implicit))
-                    pieces += [" ", token.text] if implicit else []
-                else:
-                    pieces.append(token.text)
+            if i in self.owner and token.kind == "noun":
+                beside = replace(token, frame="role") if self._is_beside_role(i) else token
+                pieces.append(Slot("noun", self.owner[i], beside))
             elif i in marks:
                 pieces.append(Slot("mark", marks[i], token))
             elif i in tones:
@@ -109,6 +108,34 @@ class _Parser(Adjectives):
         if at is None or next(m.plural for m in named if m.at == at):
             return False
         return at not in self.owner or not self.people[self.owner[at]].attributes.get("gender")
+
+    def _place_of(self, i: int) -> int:
+        """Where the words about a role word's person stand: where the prompt has them, or before all of its noun
+        ("a dock worker")."""
+        if self.place.get(i, i) < i:
+            return self.place[i]
+        start = i
+        while (
+            (j := self._next(start, -1)) is not None
+            and self.tokens[j].kind in ("thing", "people")
+            and j not in self.owner
+        ):
+            start = j
+        return start
+
+    def _is_beside_role(self, i: int) -> bool:
+        """'a woman cook', 'a male snow skier': the noun stands before what the person does."""
+        j = self._next(i)
+        while j is not None and self.tokens[j].kind == "thing" and not self.tokens[i].possessive:
+            j = self._next(j)
+        noun = self.tokens[i].noun
+        return (
+            noun is not None
+            and noun.role is None
+            and not self.tokens[i].possessive
+            and j is not None
+            and self.tokens[j].kind == "people"
+        )
 
     def _who(self, person: int) -> str:
         return next((self.tokens[i].text for i, p in self.owner.items() if p == person), "person")
@@ -191,7 +218,8 @@ class _Parser(Adjectives):
     def _shows(self, person: Person) -> bool:
         """Whether a slot before a role word ('old teacher') has anything to show."""
         return (
-            person.minor
+            (person.minor and not person.childlike)
             or person.skinned
+            or person.sexed
             or any(a not in ("gender", "skin", "mark") or a in self.policy.absent for a in person.attributes)
         )

@@ -42,7 +42,8 @@ class Policy:
 
     absent: attributes that every person gets, said or not. forms: attribute of the user's own -> value -> its words.
     replace_names: names become "a person" for the cloud, rather than a refusal. drop_others: words for an ethnicity
-    that has no value here are left out of what the cloud gets, rather than refused.
+    that has no value here are left out of what the cloud gets, rather than refused. beside_role: how a woman's and a
+    man's gender is said before a word for what they do ("a female cook").
     """
 
     name: str
@@ -56,6 +57,7 @@ class Policy:
     absent: frozenset[str] = frozenset()
     replace_names: bool = False
     drop_others: bool = False
+    beside_role: tuple[str, str] = ("female", "male")
 
     @property
     def lexicon(self) -> Lexicon:
@@ -81,6 +83,10 @@ class Policy:
                 for i, text in enumerate(form.split("/")):
                     role = (man.split("/")[i], woman.split("/")[i])
                     table[text] = Noun(gender, None, bool(i), role)
+        for man, woman in roles["child_pairs"]:
+            for gender, form in (("man", man), ("woman", woman)):
+                for i, text in enumerate(form.split("/")):
+                    table[text] = Noun(gender, "child", bool(i), (man.split("/")[i], woman.split("/")[i]))
         for word, (gender, neutral) in roles["singles"].items():
             for text, i in ((word, 0), (_plural(word), 1)):
                 table[text] = Noun(gender, None, bool(i), neutral_role=neutral.split("/")[i])
@@ -196,7 +202,12 @@ def _parse(name: str, tables: dict[str, Any], english: dict[str, Any]) -> Policy
     absent = frozenset(a for a, t in tables.items() if t.get("absent"))
     nouns = dict(age.get("nouns", {}))
     replace_names, drop_others = names.get("action") == "replace", tables.get("ethnicity", {}).get("others") == "drop"
-    return Policy(name, values, refused, stages, nouns, minors, english, forms, absent, replace_names, drop_others)
+    beside_role = tuple(tables.get("gender", {}).get("beside_role", ("female", "male")))
+    if len(beside_role) != 2:
+        raise InputError(f"policy {name}: gender.beside_role is two words, a woman's and a man's")
+    return Policy(
+        name, values, refused, stages, nouns, minors, english, forms, absent, replace_names, drop_others, beside_role
+    )
 
 
 def _values(name: str, attribute: str, table: Any) -> tuple[str, ...] | None:

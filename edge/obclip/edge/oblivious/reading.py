@@ -23,6 +23,7 @@ class Reading:
         self.context = policy.english["context"]
         self.people: list[Person] = []
         self.owner: dict[int, int] = {}  # token index -> person, for nouns and for role words given a slot
+        self.place: dict[int, int] = {}  # token index of a role word -> where the words about its person go
         self.dropped: set[int] = set()
         self.public: set[int] = set()
         self.stages: dict[int, list[str]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from obclip.edge.oblivious.tokens import Token
+from obclip.edge.oblivious.tokens import STOP, Token
 
 _CLAUSE = frozenset({".", ";", "!", "?", ":"})
 _JOIN = frozenset({"and", "with", "&", ",", "plus", "or"})
@@ -20,8 +20,13 @@ class Mention:
     plural: bool
 
 
+def _breaks(token: Token) -> bool:
+    """Whether a noun after this token is in another phrase than one before it: 'his daughter' is not himself."""
+    return token.kind == "punct" or token.text in STOP
+
+
 def referent(tokens: Sequence[Token], at: int, mentions: Sequence[Mention]) -> int | None:
-    """Where the person is mentioned that the pronoun at `tokens[at]` means; None where nobody is.
+    """Where the person is mentioned that the pronoun at `tokens[at]` means; None where nobody is, or only who belongs to it ("his daughter").
 
     One person: that one. Several: only those before the pronoun, singular ones first, gendered ones first; of those the
     nearest if the pronoun joins on directly ("a man and his wife", "a man with a woman and her dog"), otherwise the
@@ -29,7 +34,11 @@ def referent(tokens: Sequence[Token], at: int, mentions: Sequence[Mention]) -> i
     """
     if not mentions:
         return None
-    before = [m for m in mentions if m.at < at] or list(mentions)
+    before = [m for m in mentions if m.at < at]
+    if not before:
+        before = [m for m in mentions if any(_breaks(t) for t in tokens[at + 1 : m.at])]
+    if not before:
+        return None
     for keep in (lambda m: not m.plural, lambda m: m.gendered):
         before = [m for m in before if keep(m)] or before
     if len(before) == 1:

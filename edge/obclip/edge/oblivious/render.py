@@ -44,7 +44,10 @@ def skeleton(template: Template) -> tuple[object, ...]:
         else:
             pieces[-1] = str(pieces[-1]) + piece
     texts = [re.sub(r"\ban? ", "a ", p) if isinstance(p, str) else p for p in pieces]
-    people = [(tuple(p.attributes), p.minor, p.skinned, tuple(p.choices.items())) for p in template.people]
+    people = [
+        (tuple(p.attributes), p.minor, p.skinned, p.sexed, p.childlike, tuple(p.choices.items()))
+        for p in template.people
+    ]
     return (*texts, *people)
 
 
@@ -70,11 +73,12 @@ def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
     others = [*(person.attributes.get(a) for a in policy.attributes if a not in ("gender", "age", "skin"))]
     plural = noun is not None and noun.plural
     if noun is not None and noun.role and gender:
-        ages = [*others, "child"] if person.minor else [age, *others]
+        said = "child" if noun.stage != "child" and not person.childlike else None
+        ages = [*others, said] if person.minor else [age, *others]
         words = [tone, *ages, noun.role[0 if gender == "man" else 1]]
     else:
         joint = policy.person_nouns.get(f"{gender or 'any'}-{age}") if age else None
-        if person.minor:
+        if person.minor and not (slot.implicit and person.childlike):
             joint = {"woman": "girl/girls", "man": "boy/boys"}.get(gender or "")
             if joint is None:
                 kept = noun is not None and gender is None and slot.token.frame != "name" and noun.stage == "child"
@@ -84,7 +88,7 @@ def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
         if joint is not None:
             words = [tone, *others, joint.split("/")[plural]]
         else:
-            words = [tone, age, *others, _plain(slot, gender, plural, policy)]
+            words = [tone, age, *others, _plain(slot, gender, plural, policy, person.sexed)]
         if noun is not None and noun.neutral_role:
             words.append(noun.neutral_role)
     text = " ".join(w for w in words if w)
@@ -95,11 +99,16 @@ def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
     return text
 
 
-def _plain(slot: Slot, gender: str | None, plural: bool, policy: Policy) -> str | None:
+def _plain(slot: Slot, gender: str | None, plural: bool, policy: Policy, sexed: bool) -> str | None:
     """The bare noun: a gender's, or "person", or none beside a role word."""
+    role = slot.implicit or slot.token.frame == "role" or (slot.token.noun is not None and slot.token.noun.neutral_role)
+    if gender and role:
+        shown = not slot.implicit or "gender" in policy.absent or sexed
+        word = policy.beside_role[gender == "man"]
+        return {"man": "men", "woman": "women"}.get(word, word) if shown and plural else word if shown else None
     if gender:
         shown = not slot.implicit or "gender" in policy.absent
         return {"woman": "woman/women", "man": "man/men"}[gender].split("/")[plural] if shown else None
-    if slot.implicit or (slot.token.noun is not None and slot.token.noun.neutral_role):
+    if role:
         return None
     return "people" if plural else "person"

@@ -12,12 +12,16 @@ class Person:
     """attributes: what the prompt says. minor: a child under a policy that keeps children a class of their own.
 
     skinned: its noun shows the skin tone ("a dark-skinned woman"), rather than words of their own.
+    sexed: a word beside its noun says its gender ("latina", "in her sixties"), so the noun has to.
+    childlike: an adjective that stays ("teenage") says already that it is a child.
     choices: attribute -> values, where they are not the policy's. A user's mark is a person of its own, with a "mark".
     """
 
     attributes: dict[str, str] = field(default_factory=dict)
     minor: bool = False
     skinned: bool = False
+    sexed: bool = False
+    childlike: bool = False
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 

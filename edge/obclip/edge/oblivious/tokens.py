@@ -66,6 +66,8 @@ def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Patt
     several = _alternatives([w for w in known if " " in w or "." in w or "-" in w])
     decades = "|".join(w for w in _DECADES if w.endswith("s"))
     spelled = "|".join(sorted(_SPELLED, key=len, reverse=True))
+    spelled_out = rf"(?:(?:{spelled})[ -])?(?:{spelled})"
+    decades_said = "|".join(w for w in _DECADES if w.endswith("y"))
     number = rf"(?:\d{{1,3}}|(?:(?:{spelled})[ -])?(?:{spelled}))"
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
@@ -76,9 +78,13 @@ def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Patt
         r"|(?<!\w),? ?in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
         rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s)(?!\w)"
         rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s)(?!\w)"
-        r"|(?<=, )(?P<tens3>[2-9]0)'?s(?=,|$)"
+        r"|, (?P<tens3>[2-9]0)'?s(?=,|$)"
         rf"|(?<!\w)(?P<something>{'|'.join(_SPELLED)}|\d0)[ -]?(?:somethings?|ish)(?!\w)|(?<!\w)(?P<plus>\d\d)\+(?!\w)"
         rf"|(?<!\w),? ?(?:over|above|past) (?P<past>{number})(?= ?[,.;]|$)"
+        rf"|, (?P<bare>\d\d|{spelled_out})(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
+        rf"|(?<!\w),? ?(?:about|around|nearly|almost) (?P<about>\d\d|{spelled_out})(?= ?[,.;]|$)"
+        rf"|(?<=is )(?P<isaged>\d\d?|{spelled_out})(?= (?:and|but)\b|[,.;]|$)"
+        rf"|(?<!\w)(?:over|past) (?P<older>{decades_said})(?= (?:on|in|at|with|and|by)\b|[,.;]|$)"
         rf"|(?<![\w-])(?P<several>{several})(?P<owner>'s?)?(?![\w-])"
         r"|(?<!\w)(?P<spelt>[^\W\d_](?:[ .\-_][^\W\d_]){3,})(?!\w)|(?P<leet>[^\W\d_]+\d+[^\W\d_]+)(?!\w)"
         r"|(?P<word>[^\W\d_]+(?:['-][^\W\d_]+)*'?)|(?P<number>\d+)|(?P<space> +)|(?P<punct>.)"
@@ -121,9 +127,26 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
     if m["years"]:
         years = _number(m["years"]) if re.search(r"ye?a?rs?", text) else 0
         return Token("years", text, value=policy.stage_of_years(years))
-    for group in ("short", "aged", "tens", "tens2", "tens3", "something", "plus", "past"):
+    for group in (
+        "short",
+        "aged",
+        "tens",
+        "tens2",
+        "tens3",
+        "something",
+        "plus",
+        "past",
+        "bare",
+        "under",
+        "about",
+        "isaged",
+        "older",
+    ):
         if m[group]:
-            return Token("years", text, value=policy.stage_of_years(_number(m[group])), frame=m["whose"] or "")
+            stage = "child" if group == "under" else policy.stage_of_years(_number(m[group]))
+            if text.endswith("somethings"):
+                return Token("noun", text, noun=Noun(None, stage, True))
+            return Token("years", text, value=stage, frame=m["whose"] or "")
     for group in ("decade", "decade2"):
         if m[group]:
             return Token("years", text, value=policy.stage_of_years(_DECADES[m[group]]), frame=m["whose"] or "")

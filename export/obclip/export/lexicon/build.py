@@ -48,6 +48,7 @@ def build_lists(
     seldom = {
         _plain(w) for path in rare for w in path.read_text("utf8").split() if w.islower() and not w.endswith("'s")
     }
+    seldom -= fix["always_names"].keys()
     known = vocabulary | seldom
     people = {w for w, s in lemmas.items() if w in known and person & set(s[: _depth(s)])}
     people = ({w for w in people if lemmas[w][0] not in animal} | fix["people"].keys()) - fix["not_people"].keys()
