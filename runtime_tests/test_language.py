@@ -56,7 +56,9 @@ def test_few_prompts_without_a_name_are_refused():
         ("a dock worker in his fifties", "a middle-aged male dock worker"),
         ("a Thai street food vendor", "an asian street food vendor"),
         ("his teenage daughter", "his teenage daughter"),
-        ("a man, 32, in a hat", "a young man in a hat"),
+        ("a man, 32, in a hat", "a young man, in a hat"),
+        ("'a woman'", "'a woman'"),
+        ("a woman, she'll smile", "a woman, she'll smile"),
     ],
 )
 def test_canonical_words(text: str, expected: str):
@@ -81,7 +83,7 @@ def test_attribute_words_that_are_about_no_person_are_left_alone(text: str):
     "text",
     [
         "Emma on a bench", "emma watson on stage", "a portrait of Zendaya", "Mr Bean", "Rose sitting on a bench",
-        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model", "a paladin, he is middle-aged and tired", "a koi on a black-skinned forearm",
+        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model", "a paladin, he is middle-aged and tired", "a koi on a black-skinned forearm", "a man and 'his' dog",
         "anolder man", "une femme sur la plage", "a w0man named nguyen",
     ],
 )  # fmt: skip

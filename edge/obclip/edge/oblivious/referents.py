@@ -26,7 +26,9 @@ def _breaks(token: Token) -> bool:
 
 
 def referent(tokens: Sequence[Token], at: int, mentions: Sequence[Mention]) -> int | None:
-    """Where the person is mentioned that the pronoun at `tokens[at]` means; None where nobody is, or only who belongs to it ("his daughter").
+    """Where the person is mentioned that the pronoun at `tokens[at]` means; None where nobody is.
+
+    Someone who belongs to the pronoun does not count ("his daughter").
 
     One person: that one. Several: only those before the pronoun, singular ones first, gendered ones first; of those the
     nearest if the pronoun joins on directly ("a man and his wife", "a man with a woman and her dog"), otherwise the

@@ -12,6 +12,8 @@ from obclip.edge.oblivious.text import fix_articles
 _PRONOUNS = {
     "subject": {"woman": "she", "man": "he", ABSENT: "they"},
     "subject-is": {"woman": "she's", "man": "he's", ABSENT: "they're"},
+    "subject-will": {"woman": "she'll", "man": "he'll", ABSENT: "they'll"},
+    "subject-would": {"woman": "she'd", "man": "he'd", ABSENT: "they'd"},
     "object": {"woman": "her", "man": "him", ABSENT: "them"},
     "possessive": {"woman": "her", "man": "his", ABSENT: "their"},
     "reflexive": {"woman": "herself", "man": "himself", ABSENT: "themselves"},

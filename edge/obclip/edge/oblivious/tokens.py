@@ -21,10 +21,11 @@ STOP = frozenset(_STOP_WORDS.split())
 PRONOUNS = {
     "he": "subject", "she": "subject", "him": "oblique", "his": "oblique", "her": "oblique", "hers": "oblique",
     "himself": "reflexive", "herself": "reflexive", "he's": "subject-is", "she's": "subject-is",
+    "he'll": "subject-will", "she'll": "subject-will", "he'd": "subject-would", "she'd": "subject-would",
 }  # fmt: skip
 NEUTRAL_PRONOUNS = {"they": "subject", "they're": "subject-is", "them": "object", "their": "possessive",
                     "themselves": "reflexive", "themself": "reflexive"}  # fmt: skip
-FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's"})
+FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's", "she'll", "she'd"})
 _DECADES = {"teens": 15, "twenties": 20, "thirties": 30, "forties": 40, "fifties": 50, "sixties": 60}
 _DECADES |= {"seventies": 70, "eighties": 80, "nineties": 90, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50}
 _DECADES |= {"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
@@ -87,7 +88,7 @@ def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Patt
         rf"|(?<!\w)(?:over|past) (?P<older>{decades_said})(?= (?:on|in|at|with|and|by)\b|[,.;]|$)"
         rf"|(?<![\w-])(?P<several>{several})(?P<owner>'s?)?(?![\w-])"
         r"|(?<!\w)(?P<spelt>[^\W\d_](?:[ .\-_][^\W\d_]){3,})(?!\w)|(?P<leet>[^\W\d_]+\d+[^\W\d_]+)(?!\w)"
-        r"|(?P<word>[^\W\d_]+(?:['-][^\W\d_]+)*'?)|(?P<number>\d+)|(?P<space> +)|(?P<punct>.)"
+        r"|(?P<word>[^\W\d_]+(?:['-][^\W\d_]+)*(?:(?<=s)')?)|(?P<number>\d+)|(?P<space> +)|(?P<punct>.)"
     )
 
 
@@ -163,6 +164,8 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
             token = _word(base, text, True, policy)
             if token.kind in ("noun", "name", "people", "thing"):
                 return token
+            if token.kind in ("adjective", "pronoun", "refused"):
+                return Token("refused", text, value="has an ending that its word does not take; write it without")
         return _word(plain, text, False, policy)
     return Token(m.lastgroup or "punct", text)
 
