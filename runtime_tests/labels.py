@@ -21,8 +21,8 @@ def labelled(name: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Detection:
-    """Counts by attribute. labelled: mentions in the labels; found: of those, mentions that the parser reports; refused:
-    of those, mentions of prompts that it refuses whole; wrong: what it reports and the labels do not have."""
+    """Counts by attribute. labelled: mentions in the labels; found: of those, mentions that the parser reports;
+    refused: of those, mentions of prompts that it refuses whole; wrong: what it reports and the labels do not have."""
 
     labelled: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)

@@ -83,7 +83,8 @@ def test_attribute_words_that_are_about_no_person_are_left_alone(text: str):
     "text",
     [
         "Emma on a bench", "emma watson on stage", "a portrait of Zendaya", "Mr Bean", "Rose sitting on a bench",
-        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model", "a paladin, he is middle-aged and tired", "a koi on a black-skinned forearm", "a man and 'his' dog",
+        "Dr. Amina Yusuf", "uncle Bob asleep", "Beyoncé on stage", "Hiroshi and a cat", "an androgynous model",
+        "a paladin, he is middle-aged and tired", "a koi on a black-skinned forearm", "a man and 'his' dog",
         "anolder man", "une femme sur la plage", "a w0man named nguyen",
     ],
 )  # fmt: skip
@@ -162,7 +163,8 @@ def test_a_users_own_attribute(tmp_path):
     path.write_text(
         '[gender]\nvalues = ["woman", "man"]\n[age]\nvalues = ["young", "old"]\nminors = true\n'
         'stages = { young = "young", old = "old" }\n[skin]\nrefuse = true\n[ethnicity]\nrefuse = true\n'
-        '[hair]\nvalues = ["blond", "dark-haired"]\nforms = { blond = ["blond", "blonde"], dark-haired = ["dark-haired"] }\n'
+        '[hair]\nvalues = ["blond", "dark-haired"]\n'
+        'forms = { blond = ["blond", "blonde"], dark-haired = ["dark-haired"] }\n'
     )
     assert prompts("a blonde woman", load_policy(str(path))) == [
         "a blond man", "a blond woman", "a dark-haired man", "a dark-haired woman",

@@ -172,7 +172,8 @@ class _Parser(Adjectives):
         if "gender" in self.policy.absent:
             self._move_to_roles()
         for i, token in enumerate(self.tokens):
-            if token.kind == "people" and i not in self.dropped and self._is_last_of_its_phrase(i):
+            named = token.kind == "people" and token.text not in _GROUPS and i not in self.dropped
+            if named and self._is_last_of_its_phrase(i):
                 self._person_at(i)
         for person in self.people:
             for attribute in self.policy.attributes:
