@@ -11,6 +11,14 @@ from obclip.edge.oblivious.reading import DETERMINERS, WAYS_OUT, base
 from obclip.edge.oblivious.template import Person
 from obclip.edge.oblivious.tokens import STOP, Token
 
+_PLURAL = frozenset({"the", "two", "three", "some", "several", "many", "few", "both"})
+_OF_THINGS_TOO = frozenset({"old", "young", "older", "younger", "youngest", "oldest"})
+# what only a person does, so that an adjective right before it is one: "a young playing tennis"
+_DOING = (
+    "playing eating holding wearing talking kicking throwing hitting catching watching making taking using drinking"
+)
+_ACTS = frozenset(_DOING.split())
+
 
 class Nouns(Naming):
     def _refuse_unplaceable(self, i: int, token: Token) -> None:
@@ -69,38 +77,34 @@ class Nouns(Naming):
     def _people_of_adjectives(self) -> None:
         """'the elderly', 'two asians', 'an italian walking': an adjective that stands for a person."""
         for i, token in enumerate(self.tokens):
-            if token.kind != "adjective" or i in self.dropped or i in self.public:
+            if token.kind != "adjective" or i in self.dropped or i in self.public or not self._stands_alone(i):
                 continue
-            before, after = self._text(self._next(i, -1)), self._next(i)
-            if token.frame != "plural" and (
-                (before not in DETERMINERS and not before.isdigit()) or not self._is_phrase_end(after)
-            ):
-                continue
-            near = token.text in self.policy.public_adjectives and token.frame != "plural"
-            if near or (token.attribute == "age" and token.value not in ("old", "young")):
-                continue
-            plural = token.frame == "plural" or before in (
-                "the",
-                "two",
-                "three",
-                "some",
-                "several",
-                "many",
-                "few",
-                "both",
-            )
-            if token.text in ("old", "young", "older", "younger", "youngest", "oldest") and before != "the":
-                continue
-            stage = token.value if token.attribute == "age" else None
-            ethnicity = token.value if token.attribute == "ethnicity" else None
-            if token.attribute in ("age", "ethnicity"):
+            before = self._text(self._next(i, -1))
+            noun = Noun(None, None, plural=token.frame == "plural" or before in _PLURAL)
+            if token.attribute == "age":
+                self.tokens[i] = Token("noun", token.text, noun=replace(noun, stage=token.value))
+            elif token.attribute == "ethnicity":
                 gender = "woman" if token.text in self.policy.english["ethnicity_gender"]["woman"] else None
-                self.tokens[i] = Token("noun", token.text, noun=Noun(gender, stage, plural, ethnicity=ethnicity))
+                self.tokens[i] = Token("noun", token.text, noun=replace(noun, gender=gender, ethnicity=token.value))
             else:
-                noun = Token(
-                    "noun", token.text, noun=Noun(None, None, plural), attribute=token.attribute, value=token.value
+                self.tokens[i] = Token(
+                    "noun", token.text, noun=noun, attribute=token.attribute, value=token.value, frame=token.frame
                 )
-                self.tokens[i] = noun
+
+    def _stands_alone(self, i: int) -> bool:
+        """Whether the adjective at i is a noun for a person: "asians", "the elderly", "an asian", "a young playing"."""
+        token, before, after = self.tokens[i], self._text(self._next(i, -1)), self._next(i)
+        if token.frame == "plural":
+            return True
+        if before not in DETERMINERS and not before.isdigit():
+            return False
+        if self._text(after) in _ACTS and token.value != "adult":
+            return True
+        if not self._is_phrase_end(after) or token.text in self.policy.public_adjectives:
+            return False
+        if token.attribute == "age":
+            return token.value in ("old", "young") and (token.text not in _OF_THINGS_TOO or before == "the")
+        return True
 
     def _is_phrase_end(self, j: int | None) -> bool:
         """Whether no noun can follow: the end, a mark, a small word, or a verb in -ing, is, -s."""

@@ -152,7 +152,7 @@ class _Parser(Adjectives):
 
     def _is_animals(self, i: int) -> bool:
         """Nobody is named, and an animal is: 'a mother bird and her chicks'."""
-        nobody = all(j > i for j in self.owner)
+        nobody = all(j > i for j in self.owner) and all(t.kind != "people" for t in self.tokens[:i])
         return nobody and any(self.policy.lexicon.is_animal(base(t.text)) for t in self.tokens[:i])
 
     def _pronoun_role(self, i: int) -> Token:

@@ -25,7 +25,7 @@ class Noun:
     """A word for a person. gender, stage: None where the word does not say.
 
     role: (man's, woman's) forms of what the person does, if it has two; neutral_role: one form for both. ethnicity: of
-    words such as "frenchman".
+    words such as "frenchman". childlike: a role whose word says that it is a child's ("schoolboy").
     """
 
     gender: str | None
@@ -34,6 +34,7 @@ class Noun:
     role: tuple[str, str] | None = None
     neutral_role: str | None = None
     ethnicity: str | None = None
+    childlike: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class Policy:
         for man, woman in roles["child_pairs"]:
             for gender, form in (("man", man), ("woman", woman)):
                 for i, text in enumerate(form.split("/")):
-                    table[text] = Noun(gender, "child", bool(i), (man.split("/")[i], woman.split("/")[i]))
+                    table[text] = Noun(
+                        gender, "child", bool(i), (man.split("/")[i], woman.split("/")[i]), childlike=True
+                    )
         for word, (gender, neutral) in roles["singles"].items():
             for text, i in ((word, 0), (_plural(word), 1)):
                 table[text] = Noun(gender, None, bool(i), neutral_role=neutral.split("/")[i])

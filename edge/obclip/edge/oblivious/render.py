@@ -55,10 +55,10 @@ def skeleton(template: Template) -> tuple[object, ...]:
 
 def _slot_key(slot: Slot) -> tuple[object, ...]:
     token, noun = slot.token, slot.token.noun
-    words = (noun.plural, noun.role, noun.neutral_role, token.possessive) if noun else ()
+    words = (noun.plural, noun.role, noun.neutral_role, noun.stage == "child", noun.childlike) if noun else ()
     kept = token.text if noun and noun.stage == "child" and not noun.gender else ""
     pronoun = token.value if slot.kind == "pronoun" else ""
-    return slot.kind, slot.person, slot.implicit, words, kept, token.frame, pronoun
+    return slot.kind, slot.person, slot.implicit, token.possessive, words, kept, token.frame, pronoun
 
 
 def _mark(person: Person, marked: bool) -> str:
@@ -75,7 +75,7 @@ def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
     others = [*(person.attributes.get(a) for a in policy.attributes if a not in ("gender", "age", "skin"))]
     plural = noun is not None and noun.plural
     if noun is not None and noun.role and gender:
-        said = "child" if noun.stage != "child" and not person.childlike else None
+        said = "child" if not (noun.childlike or person.childlike) else None
         ages = [*others, said] if person.minor else [age, *others]
         words = [tone, *ages, noun.role[0 if gender == "man" else 1]]
     else:

@@ -72,7 +72,7 @@ def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Patt
     number = rf"(?:\d{{1,3}}|(?:(?:{spelled})[ -])?(?:{spelled}))"
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
-        rf"|(?<![\w-])(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
+        rf"|(?<![\w-])(?:very |rather |quite )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
         rf"|(?:, )?(?<!\w)(?P<years>{number})[ -](?:years?|yrs?|months?|weeks?|days?)[ -](?:olds?|of age)(?!\w)"
         r"|(?<!\w)(?P<short>\d{1,3}) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
         rf"|(?<!\w),? ?aged? (?:of )?(?P<aged>{number})(?: years?)?(?!\w)"
@@ -266,7 +266,8 @@ def _misspelt(word: str, text: str, possessive: bool, policy: Policy) -> Token:
     if len(word) > MIN_TYPO or word in _SHORT_SLIPS:
         for near in sorted(slips(word)):
             nation = near in policy.lexicon.nations  # a slip of one is likelier a place's name
-            if len(near) >= MIN_TYPO and not nation and (near in policy.nouns or near in policy.adjectives):
+            compound = policy.lexicon.knows(near) and compound_noun(near, policy) is not None
+            if len(near) >= MIN_TYPO and not nation and (near in policy.nouns or near in policy.adjectives or compound):
                 token = _protected(near, text, possessive, policy)
                 assert token is not None
                 return token
