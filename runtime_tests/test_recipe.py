@@ -84,9 +84,10 @@ def drawings_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_recipe(data: Path, out: Path, config: Path, *stages: str) -> None:
+def run_recipe(data: Path, out: Path, config: Path, *stages: str, init: Path | None = None) -> None:
     command = [sys.executable, "-m", "obclip.export.recipe", "--device", "cpu", "--data", str(data), "--out", str(out)]
     command += ["--config", str(config), *(["--stages", *stages] if stages else [])]
+    command += ["--init", str(init)] if init else []
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -110,6 +111,14 @@ def test_recipe_resumes_and_writes_two_pipelines_that_share_a_latent_space(drawi
     image = small("noto style emoji of a girl", num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
     assert np.isfinite(image).all()
+
+    again = tmp_path / "again"
+    config.write_text(CONFIG.format(vae=4).replace("seed = ", "seed = 1"))
+    run_recipe(drawings_folder, again, config, "small", "save", init=out / "large")
+    distilled = StableDiffusionPipeline.from_pretrained(again / "device", **load).unet.state_dict()
+    assert any(not torch.equal(v, distilled[k]) for k, v in small.unet.state_dict().items())
+    kept = StableDiffusionPipeline.from_pretrained(again / "large", **load).unet.state_dict()
+    assert all(torch.equal(v, kept[k]) for k, v in large.unet.state_dict().items())
 
 
 def test_drawings_are_area_averages_of_their_tiles(drawings_folder: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument(
-        "--init", type=Path, help="a finished large model's folder that the first two stages go on from"
+        "--init", type=Path, help="a finished large model's folder that the first two stages go on from, or are left to"
     )
     args = parser.parse_args()
 
@@ -28,6 +29,10 @@ def main() -> None:
     device, seed = pick_device(args.device), config["seed"]
     drawings = load_drawings(args.data, config["px"])
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.init is not None:
+        for stage, parts in (("vae", ["vae"]), ("unet", ["tokenizer", "text_encoder", "unet"])):
+            for part in [] if stage in args.stages else parts:
+                shutil.copytree(args.init / part, args.out / part, dirs_exist_ok=True)
     if "vae" in args.stages:
         from .vae import train_vae
 
