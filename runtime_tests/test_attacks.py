@@ -141,7 +141,7 @@ def test_what_is_mentioned_is_read_off_the_set_unless_it_is_always_there():
     assert pick(rows, "ours", "attributes mentioned, from the set").value == 1
     padded = pick(rows, "ours, padded to 30", "attributes mentioned, from N")
     assert padded.value == padded.chance
-    always = pick(rows, "ours, age always hidden", "attributes mentioned, from the set")
+    always = pick(rows, "ours, gender and age always", "attributes mentioned, from the set")
     assert always.value < 1
 
 
@@ -298,13 +298,13 @@ def test_simulated_redos_tell_what_the_closed_form_says():
     assert degraded.simulate(bad, honest, 40_000, rng) == pytest.approx(expected, abs=0.02)
 
 
-def test_the_check_on_the_device_sees_half_of_the_latents_blurred_but_not_exchanged():
+def test_the_check_on_the_device_sees_half_of_the_latents_too_loud_but_not_exchanged():
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(10, 4, 16, 16)).astype(np.float32)
     half = np.arange(10) < 4
-    blurred = np.where(half[:, None, None, None], degraded.blurred(latents, rng), latents)
-    assert degraded.oddness(blurred) > 2 * degraded.oddness(latents)
-    assert degraded.oddness(degraded.other(latents, rng)) == pytest.approx(degraded.oddness(latents))
+    mixed = np.where(half[:, None, None, None], degraded.loud(latents, rng), latents)
+    assert degraded.ranges(mixed)[0] > 10 * degraded.ranges(latents)[0]
+    np.testing.assert_allclose(degraded.ranges(degraded.other(latents, rng)), degraded.ranges(latents))
     assert (degraded.other(latents, rng) != latents).any((1, 2, 3)).all()
 
 
@@ -316,8 +316,10 @@ def test_redo_bits_are_those_of_the_posterior():
 
 
 def test_redo_rates_come_from_the_committed_report():
-    rates = redo.redo_rates("skin", 5)
-    assert rates is not None
+    found = redo.redo_rates("skin", 5)
+    assert found is not None
+    rates, pictures_judged = found
+    assert pictures_judged > 0
     assert rates.max() == rates[0]
     assert ((rates >= 0) & (rates < 1)).all()
 
@@ -333,6 +335,8 @@ def test_decoys_that_change_leave_the_real_word_alone():
     assert pick(rows, "decoys that change", "names left after 3").value < 1.1
     assert pick(rows, "ours, the user's own marks", "candidates left, decoys changed").value == 1
     assert pick(rows, "ours, the user's own marks", "candidates left, decoys kept").value == 3
+    assert pick(rows, "ours, the user's own marks", "warnings, decoys changed").value == 1
+    assert pick(rows, "ours, the user's own marks", "warnings, decoys kept").value == 0
 
 
 # sockets and headers
@@ -393,9 +397,9 @@ def test_a_typo_changes_one_word_and_nothing_else(kind: str):
 
 def test_labelled_prompts_give_rates_of_each_attribute(tmp_path: Path):
     row = {"prompt": "a woman on a bench", "mentions": [{"text": "woman", "attribute": "gender"}]}
-    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
-    rows = detection.run(TINY, tmp_path / "labels.jsonl")
-    assert pick(rows, "ours", "recall, gender").value == 1
+    (tmp_path / "heldout.jsonl").write_text(json.dumps(row) + "\n")
+    rows = detection.run(TINY, tmp_path)
+    assert pick(rows, "ours: heldout", "recall, gender").value == 1
     assert {r.metric for r in rows if r.metric.startswith("sent in the clear")} == {
         f"sent in the clear, {kind}" for kind in (*fuzz.TYPOS, "paraphrase")
     }

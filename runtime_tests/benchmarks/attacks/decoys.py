@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 from numpy.typing import NDArray
 
-from obclip.core.errors import ObclipError
-from obclip.edge.oblivious import CandidateSet, candidate_set, load_policy
+from obclip.edge.oblivious import candidate_set, load_policy
+from obclip.edge.oblivious.history import changed_marks, remember_marks
 
 from .repeats import simulate_subsets, survivors
 from .row import Row
@@ -40,30 +43,25 @@ def intersection(*sets: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set.intersection(*(set(s) for s in sets))))
 
 
-def marked(prompt: str) -> CandidateSet | None:
-    """The set of a prompt with marks, or None where this version does not read them."""
-    try:
-        found = candidate_set(prompt, load_policy("default"))
-    except ObclipError:
-        return None
-    return found if not any("[[" in p for p in found.prompts) else None
-
-
-def warns(found: CandidateSet) -> bool:
-    """Whether the device says that other decoys later give the marked words away."""
-    return any(word in note.lower() for note in found.public for word in ("decoy", "same alternatives", "intersect"))
+def warnings(first: str, later: str) -> int:
+    """How often a device that remembers `first` warns of the marks of `later`."""
+    with TemporaryDirectory() as folder:
+        note = Path(folder) / "marks.json"
+        remember_marks(first, note)
+        return len(changed_marks(later, note))
 
 
 def _ours() -> list[Row]:
-    first, later = marked(FIRST), marked(LATER)
-    if first is None or later is None:
-        return []
-    both, same = intersection(first.prompts, later.prompts), intersection(first.prompts, first.prompts)
-    target, n = "ours, the user's own marks", len(first.prompts)
+    policy = load_policy("default")
+    first, later = (candidate_set(p, policy).prompts for p in (FIRST, LATER))
+    target, n = "ours, the user's own marks", float(len(first))
+    changed, kept = float(len(intersection(first, later))), float(len(intersection(first, first)))
+    asks = "on the command line, which remembers"
     return [
-        _row(target, "candidates left, decoys changed", float(len(both)), float(n), 2, f"{FIRST!r}, then {LATER!r}"),
-        _row(target, "candidates left, decoys kept", float(len(same)), float(n), 2),
-        _row(target, "of two prompts, those that warn", float(warns(first) + warns(later)), None, 2),
+        _row(target, "candidates left, decoys changed", changed, n, 2, f"{FIRST!r}, then {LATER!r}"),
+        _row(target, "candidates left, decoys kept", kept, n, 2),
+        _row(target, "warnings, decoys changed", float(warnings(FIRST, LATER)), None, 1, asks),
+        _row(target, "warnings, decoys kept", float(warnings(FIRST, FIRST)), None, 1),
     ]
 
 

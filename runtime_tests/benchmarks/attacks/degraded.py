@@ -2,71 +2,65 @@
 
 A user whose picture is bad asks again, one whose picture is good rather does not. With q1 and q0 the chances of a redo
 for a spoilt and an honest picture, whether there is a redo tells h((q1+q0)/2) - (h(q1)+h(q0))/2 bits about the half
-that the real prompt is in. Here a redo follows when the judge finds gender or skin tone wrong in the finished picture.
-The defence is a check on the device: is one latent's rms or kurtosis unlike the others'?
+that the real prompt is in. Here a redo follows when the judge finds gender, skin tone or subject wrong in the finished
+picture. The defence is a check on the device: do the latents of one answer differ in rms or kurtosis more than honest
+ones do? Ranges, not distances from a median: with half of the latents spoilt the median means nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from obclip.export.classifier import load_classifier
+from obclip.export.classifier import Classifier, load_classifier
 
 from .linkage import wrong
-from .pictures import HANDOFFS, Float32, finish, finished, rms, rounds
+from .pictures import HANDOFFS, Float32, Pictures, finish, finished, rms, rounds
 from .row import Row, rate
 from .settings import Settings
 from .stats import binary_entropy, mutual_information
 
 Spoil = Callable[[Float32, np.random.Generator], Float32]
 K = HANDOFFS[-1]
-FLAG_NOTE = "chance: honest answers flagged"
-REFUSED_NOTE = "a flagged answer is refused whatever the index"
 
 
 def run(settings: Settings) -> list[Row]:
     rng = np.random.default_rng(settings.seed)
     judge, made = load_classifier(), rounds(settings.drawings, settings.seed)
     good = finished(settings.drawings, settings.seed, K)
-    honest = np.stack([wrong(judge, p, r.found.prompts) for r, p in zip(made, good, strict=True)])  # (rounds, N)
-    usual = np.array([oddness(r.latents[K]) for r in made])
-    limit = float(np.quantile(usual, 0.95))
+    honest = np.stack([redone(judge, p, r.found.prompts) for r, p in zip(made, good, strict=True)])  # (rounds, N)
+    usual = np.stack([ranges(r.latents[K]) for r in made])
+    alarms = sum(odd(usual[i], usual, i) for i in range(len(made))) / len(made)
     rows = _rows("a user who always tells", "spoilt", np.ones_like(honest), np.zeros_like(honest), settings.users, rng)
     for name, spoil in SPOILS.items():
-        spoilt = [spoil(r.latents[K], rng) for r in made]
-        bad = np.stack(
-            [
-                wrong(judge, finish(list(r.found.prompts), z, K), r.found.prompts)
-                for r, z in zip(made, spoilt, strict=True)
-            ]
-        )
-        rows += _rows("ours", name, bad, honest, settings.users, rng)
-        flags = [oddness(np.where(half(len(z), rng)[:, None, None, None], z, r.latents[K])) > limit
-                 for r, z in zip(made, spoilt, strict=True)]  # fmt: skip
-        caught = sum(flags)
-        left = redo_bits(float(bad.mean()), float(honest.mean())) * (1 - caught / len(made))
-        target, usually = "ours, latents compared", float((usual > limit).mean())
-        rows += [
-            rate("degraded", target, f"answers flagged, half {name}", caught, len(made), usually, "outside", FLAG_NOTE),
-            Row("degraded", target, f"bits an answer, half {name}", left, 0.0, len(made), "outside", REFUSED_NOTE),
-        ]
+        bad, flags = [], []
+        for i, r in enumerate(made):
+            z = spoil(r.latents[K], rng)
+            bad.append(redone(judge, finish(list(r.found.prompts), z, K), r.found.prompts))
+            mixed = np.where(half(len(z), rng)[:, None, None, None], z, r.latents[K])
+            flags.append(odd(ranges(mixed), usual, i))
+        rows += _rows("ours", name, np.stack(bad), honest, settings.users, rng)
+        rows += _checked(name, sum(flags), len(made), alarms, redo_bits(float(np.mean(bad)), float(honest.mean())))
     return rows
 
 
+def redone(judge: Classifier, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.float64]:
+    """1.0 where the judge misses a picture's own gender, skin tone or subject, float64 [N]."""
+    subjects = judge.classify(pictures)["activity"]
+    other_subject = np.array([float(f" {s} with " not in p) for p, s in zip(prompts, subjects, strict=True)])
+    return np.maximum(wrong(judge, pictures, prompts), other_subject)
+
+
 def noisy(latents: Float32, rng: np.random.Generator) -> Float32:
-    """Mostly noise of the same rms: what a sloppy cloud would return."""
-    noise = rng.standard_normal(latents.shape) * rms(latents)
-    return (np.sqrt(0.1) * latents + np.sqrt(0.9) * noise).astype(np.float32)
+    """Noise of the same rms, and nothing else: what a cloud that saves its work would return."""
+    return (rng.standard_normal(latents.shape) * rms(latents)).astype(np.float32)
 
 
-def blurred(latents: Float32, rng: np.random.Generator) -> Float32:
-    """Each latent averaged over 4x4 places: finite, in range, and flat."""
-    n, c, h, w = latents.shape
-    means = latents.reshape(n, c, h // 4, 4, w // 4, 4).mean((3, 5))
-    return np.asarray(means.repeat(4, 2).repeat(4, 3), np.float32)
+def loud(latents: Float32, rng: np.random.Generator) -> Float32:
+    """Four times too large: finite, and visibly wrong pictures."""
+    return 4 * latents
 
 
 def other(latents: Float32, rng: np.random.Generator) -> Float32:
@@ -74,7 +68,7 @@ def other(latents: Float32, rng: np.random.Generator) -> Float32:
     return np.roll(latents, int(rng.integers(1, len(latents))), 0)
 
 
-SPOILS: dict[str, Spoil] = {"noise": noisy, "blurred": blurred, "of another candidate": other}
+SPOILS: dict[str, Spoil] = {"all noise": noisy, "times four": loud, "of another candidate": other}
 
 
 def half(count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -82,18 +76,18 @@ def half(count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
     return rng.permutation(count) < count // 2
 
 
-def oddness(latents: Float32) -> float:
-    """How far the oddest of N latents is from the others: its rms or kurtosis, in robust standard deviations."""
+def ranges(latents: Float32) -> NDArray[np.float64]:
+    """Ratios, as logarithms, of the largest to the smallest rms and kurtosis among N latents, float64 [2]."""
     flat = latents.reshape(len(latents), -1).astype(np.float64)
-    centred = flat - flat.mean(1, keepdims=True)
-    sizes = np.sqrt((centred**2).mean(1))
-    kurtosis = (centred**4).mean(1) / sizes**4
-    worst = 0.0
-    for values in (sizes, kurtosis):
-        middle = np.median(values)
-        spread = 1.4826 * np.median(np.abs(values - middle)) + 1e-9
-        worst = max(worst, float(np.abs(values - middle).max() / spread))
-    return worst
+    flat -= flat.mean(1, keepdims=True)
+    power = (flat**2).mean(1)
+    kurtosis = (flat**4).mean(1) / power**2
+    return np.array([np.ptp(np.log(power)) / 2, np.ptp(np.log(kurtosis))])
+
+
+def odd(found: NDArray[np.float64], usual: NDArray[np.float64], own: int) -> bool:
+    """Whether an answer's ranges [2] are over those of all honest answers [M, 2] to other prompts than its `own`."""
+    return bool((found > np.delete(usual, own, 0).max(0, initial=0)).any())
 
 
 def redo_bits(q1: float, q0: float) -> float:
@@ -112,6 +106,16 @@ def simulate(bad: NDArray[np.floating], honest: NDArray[np.floating], users: int
     spoilt = rng.random(users) < 0.5
     redo = np.where(spoilt, bad[which, real], honest[which, real])
     return mutual_information(spoilt.astype(int).tolist(), redo.astype(int).tolist())
+
+
+def _checked(name: str, caught: int, n: int, alarms: float, bits: float) -> list[Row]:
+    target, left = "ours, latents compared", bits * (1 - caught / n)
+    limit = "over every honest answer to another prompt; chance: honest answers that are"
+    refused = "a flagged answer is refused whatever the index"
+    return [
+        rate("degraded", target, f"answers flagged, half {name}", caught, n, alarms, "outside", limit),
+        Row("degraded", target, f"bits an answer, half {name}", left, 0.0, n, "outside", refused),
+    ]
 
 
 def _rows(

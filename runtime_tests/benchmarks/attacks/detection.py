@@ -15,15 +15,14 @@ import numpy as np
 from obclip.core.errors import InputError, PrivacyError
 from obclip.edge.oblivious import Policy, candidate_set, load_policy
 from obclip.edge.oblivious.text import normalise
-from runtime_tests.data import ROOT
+from runtime_tests.labels import FOLDER, detect
 
 from .fuzz import TYPOS, alter
 from .row import Row, rate
 from .sets import shared_words, words_of
 from .settings import Settings
 
-LABELS = ROOT / "runtime_tests" / "data_labels" / "prompts.jsonl"
-SAME = {"child": "age"}  # the parser's class of its own is an age in the labels
+LABELS = ("prompts", "heldout")  # read while the parser was built, and not
 Labelled = Mapping[str, Any]
 
 
@@ -54,39 +53,28 @@ class Score:
         return self.matched / self.found if self.found else math.nan
 
 
-def run(settings: Settings, labels: Path = LABELS) -> list[Row]:
-    if not labels.is_file():
-        return []
-    rows = [json.loads(line) for line in labels.read_text("utf8").splitlines() if line.strip()]
-    return _score_rows(rows) + fuzz_rows(rows, settings)
+def run(settings: Settings, folder: Path = FOLDER) -> list[Row]:
+    result, fuzzed = [], []
+    for name in LABELS:
+        path = folder / f"{name}.jsonl"
+        if path.is_file():
+            rows = [json.loads(line) for line in path.read_text("utf8").splitlines() if line.strip()]
+            result += _score_rows(name, rows)
+            fuzzed += rows
+    return result + (fuzz_rows(fuzzed, settings) if fuzzed else [])
 
 
 def detection_scores(rows: Sequence[Labelled], policy: Policy | None = None) -> dict[str, Score]:
     """Attribute -> Score over labelled prompts, {"prompt": str, "mentions": [{"text": str, "attribute": str}, ...]}.
 
-    A labelled mention is detected if the parser's mentions hold its words and attribute, or if the prompt is refused. A
-    mention of the parser that no label answers is a false positive. Texts are compared as normalised.
+    A labelled mention is detected if a mention of the parser has its attribute and its words, possessives and wider or
+    narrower spans aside, or if the prompt is refused. A mention of the parser that no label answers is a false positive.
     """
-    rules = policy or load_policy("default")
-    counts: Counter[tuple[str, str]] = Counter()
-    for row in rows:
-        labelled = Counter((normalise(m["text"]), SAME.get(m["attribute"], m["attribute"])) for m in row["mentions"])
-        try:
-            mentions = candidate_set(row["prompt"], rules).mentions
-        except PrivacyError:
-            for (_, attribute), n in labelled.items():
-                counts[attribute, "labelled"] += n
-                counts[attribute, "refused"] += n
-            continue
-        found = Counter((normalise(m.text), SAME.get(m.attribute, m.attribute)) for m in mentions)
-        for name, some in (("labelled", labelled), ("found", found), ("matched", labelled & found)):
-            for (_, attribute), n in some.items():
-                counts[attribute, name] += n
-    return {a: _score(a, counts) for a in sorted({a for a, _ in counts})}
-
-
-def _score(attribute: str, counts: Counter[tuple[str, str]]) -> Score:
-    return Score(*(counts[attribute, k] for k in ("labelled", "refused", "found", "matched")))
+    found = detect([dict(row) for row in rows], policy or load_policy("default"))
+    return {
+        a: Score(found.labelled[a], found.refused[a], found.found[a] + found.wrong[a], found.found[a])
+        for a in sorted(found.labelled.keys() | found.wrong.keys())
+    }
 
 
 def outcome(prompt: str, word: str, policy: Policy) -> str:
@@ -125,7 +113,7 @@ def fuzz_rows(rows: Sequence[Labelled], settings: Settings) -> list[Row]:
     return result
 
 
-def _score_rows(rows: Sequence[Labelled]) -> list[Row]:
+def _score_rows(name: str, rows: Sequence[Labelled]) -> list[Row]:
     result = []
     for attribute, s in detection_scores(rows).items():
         refused, sent = f"{s.refused} of {s.labelled} labelled are in refused prompts", s.labelled - s.refused
@@ -135,5 +123,7 @@ def _score_rows(rows: Sequence[Labelled]) -> list[Row]:
             ("precision", s.matched, s.found, ""),
         ):
             if n:
-                result.append(rate("detection", "ours", f"{metric}, {attribute}", hits, n, None, "measured", note))
+                result.append(
+                    rate("detection", f"ours: {name}", f"{metric}, {attribute}", hits, n, None, "measured", note)
+                )
     return result

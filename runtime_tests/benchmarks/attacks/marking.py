@@ -1,8 +1,8 @@
 """A cloud that marks the latents: which of N marks is in the published picture?
 
 To measure the mark alone, all N marks are put on the latents of one candidate, which its prompt finishes: nothing but
-the mark tells the pictures apart. The cloud has the device's model and compares with copies that it
-finishes and encodes itself. Two defences: a look at how far each latent is from the others', and noise added to the latents after extraction.
+the mark tells the pictures apart. The cloud has the device's model and compares with copies that it finishes and
+encodes itself. Two defences: a look at how far each latent is from the others', and noise added after extraction.
 """
 
 from __future__ import annotations
@@ -99,7 +99,13 @@ def _detection(made: tuple[Round, ...], k: int, strength: float, marks: Float32,
     note = f"{len(made)} prompts; JPEG 90"
     rows = [
         _row("ours, no defence", metric, plain, len(marks), note),
-        _row("ours, no defence", f"{metric}, 48 px, JPEG 75", small, len(marks), f"{len(made)} prompts"),
+        _row(
+            "ours, no defence",
+            f"{metric}, 48 px, JPEG 75",
+            small,
+            len(marks),
+            f"{len(made)} prompts; copies at JPEG 90",
+        ),
     ]
     for amount, tally in noised.items():
         cost = f"{len(made)} prompts; the noise moves the picture to {np.median(harm[amount]):.0f} dB PSNR"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 GENDERS = ("woman", "man")
+POLITE = {"woman": "lady", "man": "gentleman"}
 AGES = ("young", "middle-aged", "old")
 
 # (template, what whoever writes it means): "{person}" is "<age> <gender>"
@@ -52,5 +53,6 @@ def fallback_captions() -> list[str]:
     for template, meant in (*LEAKING, *((t, {}) for t in NEUTRAL)):
         for age, gender in itertools.product(AGES, GENDERS):
             if meant.items() <= {"age": age, "gender": gender}.items():
-                filled += [fill(template, age, gender), template.replace("{person}", gender)]
+                filled += [fill(template, age, word) for word in (gender, POLITE[gender])]
+                filled += [template.replace("{person}", word) for word in (gender, POLITE[gender])]
     return filled

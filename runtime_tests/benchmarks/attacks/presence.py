@@ -37,7 +37,7 @@ def fixed_size_options() -> dict[str, Options]:
     return {
         "ours": Options(),
         "ours, padded to 30": Options(pad=30),
-        "ours, age always hidden": Options(hide=("age",)),
+        "ours, gender and age always": Options(hide=("gender", "age")),
     }
 
 

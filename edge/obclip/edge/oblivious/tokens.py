@@ -34,6 +34,7 @@ _UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 _SPELLED = {w: i + 1 for i, w in enumerate(_UNITS)} | {w: n for w, n in _DECADES.items() if w.endswith("y")}
 
 
+_TINY_SLIPS = frozenset(["mn", "mna", "amn", "mne", "hs", "hsi", "hr", "hre", "ehr", "gy", "wmn", "bys", "oys", "boi"])
 _SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
 
@@ -186,6 +187,8 @@ def _look_up(word: str, text: str, possessive: bool, by: _Hashable) -> Token:
         return token
     if word in STOP:
         return Token("word", text)
+    if word in _TINY_SLIPS:
+        return Token("refused", text, value="looks like a slip of a word for a person; write it out")
     if _is_disguised(word, policy):
         return Token("refused", text, value="hides a protected word in how it is written")
     if _is_feminine(word, policy):
