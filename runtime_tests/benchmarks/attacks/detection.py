@@ -68,7 +68,7 @@ def detection_scores(rows: Sequence[Labelled], policy: Policy | None = None) -> 
     """Attribute -> Score over labelled prompts, {"prompt": str, "mentions": [{"text": str, "attribute": str}, ...]}.
 
     A labelled mention is detected if a mention of the parser has its attribute and its words, possessives and wider or
-    narrower spans aside, or if the prompt is refused. A mention of the parser that no label answers is a false positive.
+    narrower spans aside, or if the prompt is refused. A mention of the parser without a label is a false positive.
     """
     found = detect([dict(row) for row in rows], policy or load_policy("default"))
     return {

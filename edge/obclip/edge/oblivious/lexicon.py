@@ -47,7 +47,8 @@ def _pairs(name: str) -> dict[str, str]:
 class Lexicon:
     """common, more, rare: English words, rare as lines of one text. nouns, places: nouns that are no people.
 
-    gendered: person word -> "gender" or "age". nations: word for a people -> region of the world.
+    names: first names; sure_names: those that are names however they are written. gendered: person word -> "gender" or
+    "age". nations: word for a people -> region of the world.
     """
 
     common: frozenset[str]
@@ -57,6 +58,7 @@ class Lexicon:
     people: frozenset[str]
     animals: frozenset[str]
     names: frozenset[str]
+    sure_names: frozenset[str]
     places: frozenset[str]
     gendered: dict[str, str]
     nations: dict[str, str]
@@ -69,6 +71,9 @@ class Lexicon:
             for w in (stem, *singulars(stem))
             for words in (self.common, self.more, self.places, self.people, self.nations)
         )
+
+    def is_plain_word(self, word: str) -> bool:
+        return word in self.common or word in self.more
 
     def knows_rare(self, word: str) -> bool:
         """A seldom English word, or a prefix on any; asked after names, since many a name is one."""
@@ -131,6 +136,8 @@ def slips(word: str) -> set[str]:
 
 @cache
 def load_lexicon() -> Lexicon:
-    lists = {name: _words(name) for name in ("common", "more", "nouns", "people", "animals", "names", "places")}
+    lists = {
+        name: _words(name) for name in ("common", "more", "nouns", "people", "animals", "names", "sure_names", "places")
+    }
     rare = "\n" + _FOLDER.joinpath("rare.txt").read_text("utf8")
     return Lexicon(**lists, rare=rare, gendered=_pairs("gendered"), nations=_pairs("nations"))

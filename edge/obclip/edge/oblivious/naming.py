@@ -11,6 +11,10 @@ from obclip.edge.oblivious.tokens import Token
 
 _NAME_LINKS = frozenset({".", "van", "de", "von", "da", "el", "le", "la", "der", "den", "di", "del"})
 
+_SURE_CUES = frozenset(
+    {"in", "at", "near", "from", "downtown", "outside", "visiting"}
+)  # before a place named as people are
+
 
 class Naming(Reading):
     def _names(self) -> None:
@@ -34,8 +38,9 @@ class Naming(Reading):
             i += 1
 
     def _is_place(self, i: int) -> bool:
-        before = self._text(self._next(i, -1))
-        return base(self.tokens[i].text) in self.policy.lexicon.places and before in self.context["place_cues"]
+        word, before = base(self.tokens[i].text), self._text(self._next(i, -1))
+        cues = _SURE_CUES if word in self.policy.lexicon.sure_names else self.context["place_cues"]
+        return word in self.policy.lexicon.places and before in cues
 
     def _is_artist(self, i: int) -> bool:
         """ "painted by X", "in the style of X", ", by X": the picture's maker, who is public."""

@@ -37,6 +37,16 @@ def parse(text: str, policy: Policy, allowed: tuple[str, ...] = (), names: froze
     return _Parser(tokens, policy).run()
 
 
+def _numbered(template: Template) -> Template:
+    """The same, with people in the order in which the text shows them, so that every candidate counts them alike."""
+    shown = [piece.person for piece in template.pieces if isinstance(piece, Slot)]
+    order = list(dict.fromkeys([*shown, *range(len(template.people))]))
+    new = {old: i for i, old in enumerate(order)}
+    pieces = tuple(p if isinstance(p, str) else replace(p, person=new[p.person]) for p in template.pieces)
+    mentions = tuple(replace(m, person=new.get(m.person, m.person)) for m in template.mentions)
+    return Template(pieces, tuple(template.people[old] for old in order), mentions, template.unsent)
+
+
 class _Parser(Adjectives):
     def run(self) -> Template:
         for i, token in enumerate(self.tokens):
@@ -70,7 +80,7 @@ class _Parser(Adjectives):
             else:
                 pieces.append(token.text)
         mentions = tuple(m for _, m in sorted(self.mentions, key=lambda pair: pair[0]))
-        return Template(tuple(pieces), tuple(self.people), mentions, tuple(self.unsent))
+        return _numbered(Template(tuple(pieces), tuple(self.people), mentions, tuple(self.unsent)))
 
     def _attach_pronouns(self) -> dict[int, int]:
         found: dict[int, int] = {}

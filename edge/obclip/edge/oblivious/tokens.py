@@ -193,6 +193,8 @@ def _look_up(word: str, text: str, possessive: bool, by: _Hashable) -> Token:
         return Token("refused", text, value="hides a protected word in how it is written")
     if _is_feminine(word, policy):
         return Token("refused", text, value="says a gender that cannot be put another way")
+    if word in lexicon.sure_names or (word in lexicon.names and not lexicon.is_plain_word(word)):
+        return Token("name", text, possessive=possessive)
     if word in context["refused"] or word in lexicon.gendered or any(w in lexicon.gendered for w in singulars(word)):
         return Token("refused", text, value="says something about a person that cannot be put another way")
     if word in context["people"] or any(w in context["people"] for w in singulars(word)):

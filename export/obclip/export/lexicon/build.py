@@ -60,6 +60,7 @@ def build_lists(
     first_names = {line.split()[0].lower() for path in names for line in path.read_text().splitlines() if line.strip()}
     places = {w for w in proper if w in lemmas and lemmas[w][0] not in person} | fix["places"].keys()
     first_names |= fix["always_names"].keys() | _famous(wordnet, person) - vocabulary
+    first_names -= fix["not_names"].keys()
     frequent = {
         line.split()[0].lower() for path in names for line in path.read_text().splitlines()[:_OFTEN] if line.strip()
     }
@@ -75,6 +76,9 @@ def build_lists(
         "gendered": sorted(f"{w} {a}" for w, a in gendered.items() if a != "none"),
         "nations": sorted(f"{w} {r}" for w, r in nations.items()),
         "names": sorted(first_names - (places - frequent - fix["always_names"].keys())),
+        "sure_names": sorted(
+            (frequent | fix["always_names"].keys()) - fix["words_too"].keys() - fix["not_names"].keys()
+        ),
         "places": sorted(places - nations.keys()),
     }
 
