@@ -15,7 +15,7 @@ from PIL import Image
 
 from obclip.core.errors import CloudMismatchError, InputError, PrivacyError
 from obclip.core.pairs import load_pair
-from obclip.edge import Bundle, Client, candidate_set, generate, load_policy
+from obclip.edge import Bundle, Client, Options, candidate_set, generate, load_policy
 from obclip.edge.complete import Guidance, denoise
 from obclip.edge.generate import prepare
 
@@ -52,6 +52,21 @@ def test_the_picture_is_the_real_candidates_latents_finished_here(bundle: Bundle
     others = result.response.latents.astype(np.float32)
     assert len({row.tobytes() for row in others}) == len(job.candidates.prompts) == 30
     assert set(result.timings_s) == {"prepare", "handshake", "cloud", "device_steps", "decode"}
+
+
+def test_marks_go_out_and_the_device_keeps_the_real_word(bundle: Bundle):
+    job = prepare("[[Bob|Alice]] as a cook", bundle)
+    assert job.request.candidates == ("alice as a cook", "bob as a cook")
+    assert job.prompt == "Bob as a cook"
+    protected = prepare("Bob as a cook", bundle, options=Options(protect=("Bob|Alice",)))
+    assert (protected.request.candidates, protected.prompt) == (job.request.candidates, job.prompt)
+
+
+def test_telling_words_are_warned_of_when_asked(bundle: Bundle):
+    assert prepare("a man with a long beard", bundle).warnings == ()
+    (warning,) = prepare("a man with a long beard", bundle, warn_below=1.5).warnings
+    assert "of 2 candidates" in warning
+    assert prepare("a man", bundle, warn_below=1.5).warnings == ()
 
 
 def test_the_same_seed_draws_the_same_picture(bundle: Bundle, cloud_url: str):

@@ -104,12 +104,14 @@ def _expand(template: Template, policy: Policy, options: Options) -> CandidateSe
         )
     real_values = [people[i].attributes[a] for i, a in hidden]
     found: dict[str, tuple[str, dict[str, str]]] = {}
+    marks = any("mark" in person.attributes for person in people)
     for values in _combinations(hidden, choices, real_values, options.tie):
         changed = [replace(p, attributes=dict(p.attributes)) for p in people]
         for (i, a), value in zip(hidden, values, strict=True):
             changed[i].attributes[a] = value
         said = dict(zip(labels, values, strict=True))
-        found.setdefault(render(template, changed, policy), (render(template, changed, policy, marked=True), said))
+        text = render(template, changed, policy)
+        found.setdefault(text, (render(template, changed, policy, marked=True) if marks else text, said))
     real = render(template, people, policy)
     prompts = tuple(sorted(found))
     attributes = dict(zip(labels, real_values, strict=True))

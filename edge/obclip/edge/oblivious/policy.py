@@ -115,6 +115,17 @@ class Policy:
         return table
 
     @cached_property
+    def several_words(self) -> dict[str, tuple[str, ...]]:
+        """First letters up to a space, dot or hyphen -> the known words that go on after it."""
+        context = self.english["context"]
+        return _by_start([*self.nouns, *self.adjectives, *context["people"], *context["things"]])
+
+    @cached_property
+    def phrases(self) -> dict[str, tuple[str, ...]]:
+        """The same of what is read whole and left alone."""
+        return _by_start(self.english["context"]["phrases"], whole=True)
+
+    @cached_property
     def public_adjectives(self) -> frozenset[str]:
         """Adjectives that say something about a person only right beside one."""
         tables = (
@@ -150,6 +161,15 @@ class Policy:
                 f"policy {self.name} has no values for {', '.join(unknown)}; it has {', '.join(self.values)}"
             )
         return replace(self, absent=self.absent | frozenset(attributes)) if attributes else self
+
+
+def _by_start(words: list[str], whole: bool = False) -> dict[str, tuple[str, ...]]:
+    table: dict[str, list[str]] = {}
+    for word in dict.fromkeys(words):
+        start = re.split(r"[ .\-']", word, maxsplit=1)[0]
+        if whole or start != word.rstrip("'"):
+            table.setdefault(start, []).append(word)
+    return {start: tuple(found) for start, found in table.items()}
 
 
 _NO_MEN = frozenset({"german", "roman", "norman", "burman", "ottoman", "turkmen", "turcoman", "turkoman"})

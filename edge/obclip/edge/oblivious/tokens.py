@@ -34,6 +34,8 @@ _UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 _SPELLED = {w: i + 1 for i, w in enumerate(_UNITS)} | {w: n for w, n in _DECADES.items() if w.endswith("y")}
 
 
+_NEVER = r"(?!)"
+_START = re.compile(r"[^\W\d_]+")
 _TINY_SLIPS = frozenset(["mn", "mna", "amn", "mne", "hs", "hsi", "hr", "hre", "ehr", "gy", "wmn", "bys", "oys", "boi"])
 _SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
@@ -59,13 +61,12 @@ class Token:
     possessive: bool = False
 
 
-@lru_cache(maxsize=16)
-def _patterns(name: str, policy: _Hashable, allowed: tuple[str, ...]) -> re.Pattern[str]:
-    p = policy.policy
-    tones = _alternatives(p.tones)
-    phrases = _alternatives([*p.english["context"]["phrases"], *allowed])
-    known = [*p.nouns, *p.adjectives, *p.english["context"]["people"], *p.english["context"]["things"]]
-    several = _alternatives([w for w in known if " " in w or "." in w or "-" in w])
+@lru_cache(maxsize=256)
+def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[str, ...]) -> re.Pattern[str]:
+    """whole: spans that stay as they are; several_words: known words with a space, dot or hyphen. Only those that the
+    text has: one pattern of all of them would take longer to compile than every prompt to read."""
+    tones = _alternatives(policy.policy.tones)
+    phrases, several = _alternatives(whole) or _NEVER, _alternatives(several_words) or _NEVER
     decades = "|".join(w for w in _DECADES if w.endswith("s"))
     spelled = "|".join(sorted(_SPELLED, key=len, reverse=True))
     spelled_out = rf"(?:(?:{spelled})[ -])?(?:{spelled})"
@@ -113,7 +114,11 @@ def _alternatives(words: object) -> str:
 
 def scan(text: str, policy: Policy, allowed: tuple[str, ...] = ()) -> list[Token]:
     """Tokens whose texts, joined, are `text`. allowed: spans that the user lets through as they are."""
-    pattern = _patterns(policy.name, _Hashable(policy), allowed)
+    starts = set(_START.findall(text))
+    known = [span for start in starts for span in policy.phrases.get(start, ()) if span in text]
+    several = tuple(sorted(word for start in starts for word in policy.several_words.get(start, ()) if word in text))
+    whole = tuple(sorted([*known, *(span for span in allowed if span in text)]))
+    pattern = _patterns(_Hashable(policy), whole, several)
     return [_token(m, policy) for m in pattern.finditer(text)]
 
 
