@@ -98,6 +98,25 @@ def test_the_makers_of_pictures_and_places_are_no_names_to_hide():
         assert candidate_set(text, DEFAULT).prompts
 
 
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [("(woman:1.3), masterpiece", 2), ("((young woman)), bokeh", 6), ("1girl, solo", 2), ("woman_portrait_style", 2)],
+)
+def test_weights_and_tag_styles_are_read_through(text: str, n: int):
+    assert len(prompts(text)) == n
+
+
+def test_tags_in_angle_brackets_are_refused():
+    with pytest.raises(PrivacyError, match="tag"):
+        candidate_set("a castle <lora:detail_tweaker:0.8>", DEFAULT)
+
+
+def test_the_commonest_names_are_names_in_lower_case_too():
+    for name in ("james", "john", "michael", "mary", "linda", "jennifer", "anna", "sarah", "karen", "henry"):
+        with pytest.raises(PrivacyError, match=name):
+            candidate_set(f"a photo of {name} at home", DEFAULT)
+
+
 def test_names_become_a_person_where_the_policy_says_so():
     assert prompts("Emma Watson in a red dress", WORLD) == ["a person in a red dress"]
     assert prompts("Mrs. Smith and her cat", WORLD) == prompts("Mr. Jones and his cat", WORLD)

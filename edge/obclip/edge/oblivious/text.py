@@ -21,7 +21,7 @@ def normalise(prompt: str) -> str:
     """Lower case, composed Unicode, single spaces, plain quotes and hyphens.
 
     Text encoders of the supported families read lower case themselves. InputError for empty or over-long text and for
-    invisible characters; PrivacyError for a word of mixed scripts, which could hide a protected one.
+    invisible characters; PrivacyError for a tag such as <lora:name:1>, a symbol of a person, and a word of mixed scripts, which could hide a protected one.
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; describe the picture in a few words")
@@ -30,6 +30,8 @@ def normalise(prompt: str) -> str:
     for character in prompt:
         if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Cn") and character not in "\t\n\r":
             raise InputError(f"the prompt has the invisible character U+{ord(character):04X}; remove it")
+    if re.search(r"<\w+:", prompt):
+        raise PrivacyError("the prompt has a tag in <...>, whose name cannot be hidden; leave the tag out")
     if _PERSON_SYMBOLS.search(prompt):
         raise PrivacyError("the prompt has a symbol of a person, which shows what words could hide; say it in words")
     text = unicodedata.normalize("NFKC", prompt).translate(_QUOTES).lower()
