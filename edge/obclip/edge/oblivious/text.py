@@ -21,7 +21,8 @@ def normalise(prompt: str) -> str:
     """Lower case, composed Unicode, single spaces, plain quotes and hyphens.
 
     Text encoders of the supported families read lower case themselves. InputError for empty or over-long text and for
-    invisible characters; PrivacyError for a tag such as <lora:name:1>, a symbol of a person, and a word of mixed scripts, which could hide a protected one.
+    invisible characters; PrivacyError for a tag such as <lora:name:1>, a symbol of a person, and a word of mixed
+    scripts, which could hide a protected one.
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; describe the picture in a few words")
