@@ -152,6 +152,18 @@ def test_karras_and_final_sigma_equal_diffusers(solver: str, betas: str, karras:
     assert_equal_per_step(solver, config, steps)
 
 
+@pytest.mark.parametrize("steps", [4, 10, 25])
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("solver", ["euler", "dpm++2m"])
+def test_exponential_sigmas_equal_diffusers(solver: str, betas: str, steps: int):
+    assert_equal_per_step(solver, {**BETAS[betas], "use_exponential_sigmas": True}, steps)
+
+
+def test_karras_and_exponential_sigmas_exclude_each_other():
+    with pytest.raises(InputError, match="exclude each other"):
+        ScheduleConfig.from_dict({"use_karras_sigmas": True, "use_exponential_sigmas": True})
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_lcm_equals_diffusers(steps: int, prediction: str):

@@ -19,7 +19,6 @@ _REFUSED_WHEN_TRUE = (
     "clip_sample",
     "thresholding",
     "rescale_betas_zero_snr",
-    "use_exponential_sigmas",
     "use_beta_sigmas",
     "use_lu_lambdas",
     "use_flow_sigmas",
@@ -49,6 +48,7 @@ class ScheduleConfig:
     steps_offset: int = 0
     set_alpha_to_one: bool = True
     use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
     sigma_min: float | None = None
     sigma_max: float | None = None
     final_sigmas_type: str = "zero"
@@ -65,6 +65,8 @@ class ScheduleConfig:
             _one_of("beta_schedule", self.beta_schedule, _BETAS)
         if self.timestep_spacing is not None:
             _one_of("timestep_spacing", self.timestep_spacing, _SPACINGS)
+        if self.use_karras_sigmas and self.use_exponential_sigmas:
+            raise InputError("scheduler_config.json: use_karras_sigmas and use_exponential_sigmas exclude each other")
         if not 2 <= self.train_steps <= 100_000:
             raise InputError(f"scheduler_config.json: num_train_timesteps is {self.train_steps}; wanted 2 to 100000")
         if self.trained_betas is not None and len(self.trained_betas) != self.train_steps:

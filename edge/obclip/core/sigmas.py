@@ -1,4 +1,4 @@
-"""Which noise levels a solver visits: betas, timestep spacing, Karras sigmas, the final sigma.
+"""Which noise levels a solver visits: betas, timestep spacing, Karras or exponential sigmas, the final one.
 
 Behaviour follows diffusers' schedulers (scheduling_ddim, _euler_discrete, _dpmsolver_multistep, _lcm), in float64.
 """
@@ -78,15 +78,17 @@ def _sigma_grid(config: ScheduleConfig, solver: str, spacing: str, all_sigmas: F
         timesteps = _dpm_timesteps(config, all_sigmas, spacing, steps)
     timesteps = _checked(timesteps, config, steps)
     sigmas = np.interp(timesteps, np.arange(n), all_sigmas)
-    if config.use_karras_sigmas:
+    if config.use_karras_sigmas or config.use_exponential_sigmas:
         low, high = (sigmas[-1], sigmas[0]) if solver == "euler" else (all_sigmas[0], all_sigmas[-1])
         if solver == "euler":
             low = config.sigma_min if config.sigma_min is not None else low
             high = config.sigma_max if config.sigma_max is not None else high
-        sigmas = _karras(float(low), float(high), steps)
+        ramp = _karras if config.use_karras_sigmas else _exponential
+        sigmas = ramp(float(low), float(high), steps)
         timesteps = _timestep_of(sigmas, np.log(all_sigmas))
         if solver == "dpm++2m":
-            timesteps = np.trunc(timesteps) if config.beta_schedule == "squaredcos_cap_v2" else np.round(timesteps)
+            rounded = config.use_karras_sigmas and config.beta_schedule != "squaredcos_cap_v2"
+            timesteps = np.round(timesteps) if rounded else np.trunc(timesteps)
     final = 0.0 if config.final_sigmas_type == "zero" else float(all_sigmas[0])
     scale = 1.0
     if solver == "euler" and spacing in ("linspace", "trailing"):
@@ -128,6 +130,11 @@ def _karras(low: float, high: float, steps: int) -> Float64:
     rho = 7.0
     ramp = np.linspace(0, 1, steps)
     return np.asarray((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
+
+
+def _exponential(low: float, high: float, steps: int) -> Float64:
+    """Equal ratios from one noise level to the next: Karras' ramp for rho to infinity."""
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
 
 
 def _timestep_of(sigmas: Float64, log_sigmas: Float64) -> Float64:
