@@ -69,6 +69,17 @@ def test_telling_words_are_warned_of_when_asked(bundle: Bundle):
     assert prepare("a man", bundle, warn_below=1.5).warnings == ()
 
 
+def test_a_warning_comes_before_anything_is_sent_and_can_stop_it(bundle: Bundle, cloud_url: str):
+    recorder = Recorder()
+
+    def stop(note: str) -> None:
+        raise KeyboardInterrupt(note)
+
+    with Client(cloud_url, transport=recorder) as client, pytest.raises(KeyboardInterrupt, match="obclip audit"):
+        generate("a man with a long beard", bundle=bundle, client=client, warn_below=1.5, warn=stop)
+    assert recorder.sent == []
+
+
 def test_the_same_seed_draws_the_same_picture(bundle: Bundle, cloud_url: str):
     with Client(cloud_url) as client:
         a, b, c = (generate("a woman", bundle=bundle, client=client, seed=s, steps=6, handoff=2) for s in (1, 1, 2))

@@ -153,12 +153,19 @@ def _warnings(candidates: CandidateSet, warn_below: float | None) -> tuple[str, 
 
 
 def generate(
-    prompt: str, *, bundle: Bundle, client: Client, progress: Progress | None = None, **settings: Any
+    prompt: str,
+    *,
+    bundle: Bundle,
+    client: Client,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    **settings: Any,
 ) -> Result:
     """One picture of `prompt` through the cloud behind `client`, finished on this device.
 
     settings: pair, policy, seed, negative_prompt, steps (T), handoff (k), guidance, solver, allow_public, as `prepare`
     takes them; what is not given comes from the pair. progress(phase, done, of) is called as work proceeds.
+    warn(text) is called for each warning before anything is sent; an exception that it raises stops there.
 
     Errors: InputError, PrivacyError (refused, nothing sent), CloudError and its kinds, BundleError, RunError.
     """
@@ -169,6 +176,9 @@ def generate(
         guide = _guidance(job, bundle)
         bundle.session("unet")
         bundle.session("vae_decoder")
+    if warn is not None:
+        for note in job.warnings:
+            warn(note)
     with _timed(timings, "handshake"):
         offered = client.check(job.pair, job.schedule, len(job.candidates.prompts))
     tell("cloud", 0, job.request.handoff)

@@ -92,20 +92,23 @@ def generate(
     settings = load_pair(pair)
     options = make_options(allow, protect, tie, pad, hide)
     marked, history = mark(prompt, options.protect), history_path()
-    changed = changed_marks(marked, history)
+    for note in changed_marks(marked, history):
+        _warn(note)
     opened = Bundle.open(bundle or pair, provider=provider, threads=threads)
     check_writable(out)
     with Client(cloud) as client, progress(as_json) as tell:
         result = generate_picture(
             prompt, bundle=opened, client=client, progress=tell, pair=settings, policy=policy, seed=seed,
             negative_prompt=negative, steps=steps, handoff=handoff, guidance=guidance, solver=solver,
-            allow_public=allow_public, options=options, warn_below=warn_below,
+            allow_public=allow_public, options=options, warn_below=warn_below, warn=_warn,
         )  # fmt: skip
     remember_marks(marked, history)
-    for note in (*changed, *result.job.warnings):
-        print(f"warning: {note}", file=sys.stderr)
     result.save(out, with_prompt=save_prompt)
     _report(result, out, as_json, {})
+
+
+def _warn(note: str) -> None:
+    print(f"warning: {note}", file=sys.stderr)
 
 
 def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -> None:
