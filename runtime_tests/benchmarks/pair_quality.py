@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from obclip.cloud.engine import Predictor, solve
+from obclip.cloud.denoising import Denoising
+from obclip.cloud.engine import run_step
 from obclip.cloud.model import CloudModel, load_model
 from obclip.cloud.plan import plain_plan
 from obclip.core.files import atomic_write_bytes
@@ -79,14 +80,14 @@ def cloud_steps(
     )  # fmt: skip
     plan = plain_plan(request, 64)
     with torch.inference_mode():
-        predict = Predictor(sides.cloud, request, plan)
-        x, x0 = torch.from_numpy(first(schedule, seeds, pair)), None
+        state = Denoising(sides.cloud, pair, request, plan)
+        state.x = torch.from_numpy(first(schedule, seeds, pair))
         kept: dict[int, tuple[Float32, Float32 | None]] = {}
         for step in plan.steps:
-            output = predict(step.passes, x, float(schedule.timesteps[step.index]))
-            x, x0 = solve(schedule, step.index, x, output, x0, 0)
+            run_step(state, step)
             if step.index + 1 in keep:
-                kept[step.index + 1] = (x.half().float().numpy().copy(), x0.half().float().numpy().copy())
+                assert state.x0 is not None
+                kept[step.index + 1] = (state.x.half().float().numpy(), state.x0.half().float().numpy())
     return kept
 
 

@@ -12,7 +12,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from obclip.cloud.attention import project_text
 from obclip.cloud.text import Conditioning, Encoder, TextEncoders
+from obclip.cloud.unet import LayeredUNet
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.files import sha256_file
 from obclip.core.pairs import ModelRef, Pair, resolve_source
@@ -27,11 +29,15 @@ class CloudModel:
     """Everything the engine needs. digest: SHA-256 over the weight files of text encoders and UNet."""
 
     text: TextEncoders
-    unet: UNet2DConditionModel
+    layered: LayeredUNet
     schedule_config: ScheduleConfig
     digest: str
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.layered.unet
 
     @property
     def guidance_distilled(self) -> bool:
@@ -42,6 +48,11 @@ class CloudModel:
     def encode(self, prompts: list[str]) -> Conditioning:
         """What the UNet is conditioned on for `prompts`. InputError for one that is too long."""
         return self.text.encode(prompts, self.device)
+
+    @torch.inference_mode()
+    def project(self, text: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of `text` [M, tokens, width] for every layer that attends to it, each [M, tokens, inner]."""
+        return project_text(self.unet, text)
 
 
 def load_model(
@@ -81,7 +92,7 @@ def load_model(
         encoder.model.to(where).eval()
     return CloudModel(
         text=text,
-        unet=unet.to(where, memory_format=torch.channels_last).eval(),
+        layered=LayeredUNet(unet.to(where, memory_format=torch.channels_last).eval()),
         schedule_config=ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json"),
         digest=_weights_digest([*(p for p in sorted(folder.glob("text_encoder*"))), unet_folder]),
         device=where,

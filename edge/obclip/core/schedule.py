@@ -42,6 +42,7 @@ class Schedule:
 
     timesteps: float64 [T], given to the UNet. coefficients: float64 [T, 4], of (x, x0, previous x0, noise).
     restart: the same at first order, for a step whose previous x0 is unknown. to_x0: float64 [T, 2], of (x, output).
+    alphas: float64 [T], of the clean latents in x at each step.
     """
 
     solver: str
@@ -49,6 +50,7 @@ class Schedule:
     coefficients: Float64
     restart: Float64
     to_x0: Float64
+    alphas: Float64
     initial_scale: float
     digest: str
 
@@ -116,6 +118,7 @@ def build_schedule(config: ScheduleConfig, solver: str, steps: int) -> Schedule:
         coefficients=_frozen(rows),
         restart=_frozen(first),
         to_x0=_frozen(_x0_rows(config.prediction_type, grid.sigmas)),
+        alphas=_frozen(_alpha(grid.sigmas)),
         initial_scale=grid.initial_scale,
         digest=_digest(config, solver, steps),
     )
