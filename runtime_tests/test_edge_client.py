@@ -90,15 +90,24 @@ def test_patience_ends():
     assert sum(naps) == pytest.approx(10)
 
 
+def test_a_key_that_is_used_up_is_told_when_to_come_back():
+    cloud = Cloud(*[problem("rate-limited", **{"retry-after": "45"})] * 2)
+    client, naps = client_of(cloud, patience_s=20)
+    with pytest.raises(CloudUnreachableError, match=r"this key .* in 45 s"):
+        client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
+    assert naps == [20.0]
+    assert cloud.seen[0] == cloud.seen[1]
+
+
 @pytest.mark.parametrize("slug", KINDS)
 def test_every_problem_has_an_error(slug: str):
     client, _ = client_of(Cloud(problem(slug)), patience_s=0)
     with pytest.raises(CloudError, match="details") as caught:
         client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
-    expected = {
-        "internal": CloudResponseError, "body-too-large": CloudResponseError, "unauthorized": CloudError,
-        "overloaded": CloudUnreachableError, "draining": CloudUnreachableError,
-    }  # fmt: skip
+    busy = ("overloaded", "rate-limited", "draining", "engine-dead", "queue-timeout", "body-timeout")
+    failed = ("internal", "not-finite", "out-of-memory", "service-timeout")
+    expected = dict.fromkeys(busy, CloudUnreachableError) | dict.fromkeys(failed, CloudResponseError)
+    expected |= dict.fromkeys(("unauthorized", "forbidden"), CloudError)
     assert type(caught.value) is expected.get(slug, CloudMismatchError)
 
 

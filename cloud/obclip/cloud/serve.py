@@ -1,32 +1,33 @@
-"""The server process: uvicorn around the application, loopback by default. `obclip serve` and this module run it."""
+"""`obclip serve`, and this module as a program: check the options, load the model, serve."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
-import uvicorn
-
-from obclip.cloud.app import Limits, create_app
+from obclip.cloud import logs
+from obclip.cloud.app import DRAIN_S, create_app
+from obclip.cloud.keys import read_keys
+from obclip.cloud.limits import Limits
 from obclip.cloud.model import load_model
+from obclip.cloud.server import Server, check_tls, is_loopback, listen, metrics_server
+from obclip.cloud.tracing import configured_tracer
 from obclip.core.errors import InputError, ObclipError, RunError
-from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import load_pair
-
-DRAIN_S = 60
 
 
 @dataclass(frozen=True)
 class ServeOptions:
     """model: a diffusers folder in place of the pair's. port 0: any free one. ready_file: gets the URL once ready.
 
-    token: wanted of every client, and without it only loopback is served; by default from OBCLIP_TOKEN.
+    token, keys: wanted of every client, and without either only loopback is served; the token by default from
+    OBCLIP_TOKEN. tls_cert, tls_key: PEM files. metrics_port: on loopback; else /metrics is on the main port. limits and
+    seconds: as in Limits.
     """
 
     pair: str = "emoji"
@@ -38,80 +39,83 @@ class ServeOptions:
     max_candidates: int = 64
     max_rows: int = 64
     max_waiting: int = 8
+    max_waiting_rows: int = 4096
+    queue_timeout_s: float = 60.0
+    service_timeout_s: float = 120.0
+    body_timeout_s: float = 10.0
+    drain_s: float = DRAIN_S
     token: str | None = None
+    keys: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    metrics_port: int | None = None
+    log_format: logs.Format = "text"
+    log_level: str = "info"
     ready_file: Path | None = None
 
 
 def run_server(options: ServeOptions) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in work and return. ObclipError for what cannot be served."""
+    """Serve until SIGTERM or SIGINT, then finish what is in work and return (KeyboardInterrupt for SIGINT).
+
+    ObclipError for what cannot be served, RunError if the device failed meanwhile: a new process is needed.
+    """
+    logs.configure(options.log_format, options.log_level)
     token = options.token or os.environ.get("OBCLIP_TOKEN")
-    if not _is_loopback(options.host) and not token:
-        raise InputError(f"host {options.host} is reachable from outside; set a token (OBCLIP_TOKEN), or use 127.0.0.1")
+    if not is_loopback(options.host) and not token and options.keys is None:
+        raise InputError(
+            f"host {options.host} is reachable from outside; set a token (OBCLIP_TOKEN) or --keys, or use 127.0.0.1"
+        )
+    if options.keys is not None:
+        read_keys(options.keys)
+    tls = check_tls(options.tls_cert, options.tls_key)
+    limits = Limits(
+        max_candidates=options.max_candidates, max_rows=options.max_rows, max_waiting=options.max_waiting,
+        max_waiting_rows=options.max_waiting_rows, queue_timeout_s=options.queue_timeout_s,
+        service_timeout_s=options.service_timeout_s, body_timeout_s=options.body_timeout_s,
+    )  # fmt: skip
+    tracer = configured_tracer(version("obclip"))
     pair = load_pair(options.pair)
-    listener = _listen(options.host, options.port)
-    model = load_model(pair, options.device, options.dtype, options.model)
-    limits = Limits(max_candidates=options.max_candidates, max_rows=options.max_rows, max_waiting=options.max_waiting)
-    app = create_app(model, pair, limits, token, version("obclip"))
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S
-    )
-    _Server(config, listener, options.ready_file).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Says where it listens once it is ready."""
-
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, ready_file: Path | None) -> None:
-        super().__init__(config)
-        host, port = listener.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self.ready_file = ready_file
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            print(f"listening on {self.url}", flush=True)
-            if self.ready_file is not None:
-                atomic_write_bytes(self.ready_file, self.url.encode())
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise InputError(f"port is {port}; it must be from 0 to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise RunError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another port, or 0 for any"
-        ) from error
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    with listen(options.host, options.port) as listener:
+        model = load_model(pair, options.device, options.dtype, options.model)
+        app = create_app(
+            model, pair, limits, token, version("obclip"), keys=options.keys, tracer=tracer,
+            metrics_here=options.metrics_port is None, drain_s=options.drain_s,
+        )  # fmt: skip
+        server = Server(app, listener, tls=tls, ready_file=options.ready_file, drain_s=options.drain_s)
+        with metrics_server(options.metrics_port, app.state.service.metrics.registry) as metrics_url:
+            if metrics_url is not None:
+                print(f"metrics on {metrics_url}", flush=True)
+            server.run(sockets=[listener])
+    if app.state.service.state == "dead":
+        raise RunError("the device failed; every client was told. Start the server anew")
+    if server.interrupted:
+        raise KeyboardInterrupt
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m obclip.cloud.serve", description=__doc__)
-    parser.add_argument("--pair", default="emoji")
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8250)
-    parser.add_argument("--device")
-    parser.add_argument("--dtype")
-    parser.add_argument("--ready-file", type=Path)
+    default = ServeOptions()
+    for name in ("pair", "host", "device", "dtype", "log_level"):
+        parser.add_argument(_flag(name), default=getattr(default, name))
+    for name in ("model", "keys", "tls_cert", "tls_key", "ready_file"):
+        parser.add_argument(_flag(name), type=Path)
+    for name in ("port", "max_candidates", "max_rows", "max_waiting", "max_waiting_rows", "metrics_port"):
+        parser.add_argument(_flag(name), type=int, default=getattr(default, name))
+    for name in ("queue_timeout_s", "service_timeout_s", "body_timeout_s", "drain_s"):
+        parser.add_argument(_flag(name.removesuffix("_s")), type=float, default=getattr(default, name), dest=name)
+    parser.add_argument("--log-format", choices=get_args(logs.Format), default=default.log_format)
     try:
         run_server(ServeOptions(**vars(parser.parse_args())))
     except ObclipError as error:
         print(f"obclip serve: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 if __name__ == "__main__":

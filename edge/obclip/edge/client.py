@@ -132,7 +132,7 @@ class Client:
                 if status == 200:
                     return answer
                 if status not in _RETRIED or waited >= self.patience_s:
-                    raise _error(Problem.decode(answer, status))
+                    raise _error(Problem.decode(answer, status), retry_after)
                 nap = min(delay if retry_after is None else max(retry_after, 0.5), self.patience_s - waited)
                 waited += nap
             self._sleep(nap)
@@ -153,14 +153,19 @@ class Client:
             return answer.status_code, float(after) if after.isascii() and after.isdigit() else None, b"".join(chunks)
 
 
-def _error(problem: Problem) -> CloudError:
+def _error(problem: Problem, retry_after_s: float | None = None) -> CloudError:
     text = f"{problem.title}: {problem.detail}"
     if problem.slug == "unauthorized":
         return CloudError(f"{text}; set OBCLIP_TOKEN")
-    if problem.status in (404, 405, 409, 415, 422):
+    if problem.slug == "forbidden":
+        return CloudError(f"{text}; set OBCLIP_TOKEN to another key")
+    if problem.status in (404, 405, 409, 413, 415, 422):
         return CloudMismatchError(f"the cloud refused the request. {text}")
-    if problem.status in _RETRIED:
-        return CloudUnreachableError(f"the cloud is busy or starting. {text}")
+    later = "try again" if retry_after_s is None else f"try again in {retry_after_s:.0f} s"
+    if problem.slug == "rate-limited":
+        return CloudUnreachableError(f"the cloud takes no more from this key for now. {text}; {later}")
+    if problem.slug in ("body-timeout", "queue-timeout") or problem.status in _RETRIED:
+        return CloudUnreachableError(f"the cloud is busy or starting. {text}; {later}")
     return CloudResponseError(f"the cloud failed ({problem.status}). {text}; try again")
 
 

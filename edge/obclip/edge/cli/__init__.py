@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from obclip.core.errors import ObclipError
-from obclip.edge.cli import output, pictures, privacy, tools
+from obclip.edge.cli import cloud, output, pictures, privacy, tools
 
 _UsageError: Any = typer.BadParameter.__base__  # click's class, or the copy of it that newer typers carry
 
@@ -26,7 +26,8 @@ app.command()(pictures.demo)
 app.command()(privacy.candidates)
 app.command()(privacy.audit)
 app.command()(pictures.generate)
-app.command()(tools.serve)
+app.command()(cloud.serve)
+app.add_typer(cloud.keys_app, name="keys")
 app.command()(tools.export)
 app.command()(tools.bench)
 app.command()(tools.inspect)

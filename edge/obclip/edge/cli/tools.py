@@ -1,4 +1,4 @@
-"""`obclip serve`, `export`, `bench`, `inspect` and `doctor`."""
+"""`obclip export`, `bench`, `inspect` and `doctor`."""
 
 from __future__ import annotations
 
@@ -19,30 +19,6 @@ from obclip.edge.cli.output import Json, Provider, Threads, console, emit
 from obclip.edge.cli.privacy import PairName
 from obclip.edge.doctor import examine
 from obclip.edge.image import read_metadata
-
-
-def serve(
-    pair: PairName = "emoji",
-    model: Annotated[Path | None, typer.Option(help="A diffusers folder in place of the pair's cloud model.")] = None,
-    host: Annotated[str, typer.Option(help="Anything but loopback needs a token (OBCLIP_TOKEN).")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any free port.")] = 8250,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu; by default CUDA where there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, or float16 on CUDA.")] = None,
-    max_candidates: Annotated[int, typer.Option(help="Most candidates in one request.")] = 64,
-    max_rows: Annotated[int, typer.Option(help="Most rows (candidates x branches) in one UNet pass.")] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Requests taken in before others are told to come back.")] = 8,
-) -> None:
-    """Run the cloud half."""
-    try:
-        from obclip.cloud.serve import ServeOptions, run_server
-    except ImportError as error:
-        raise ModelMissingError(f"the cloud needs {error.name}: pip install 'obclip[cloud]'") from error
-    run_server(
-        ServeOptions(
-            pair=pair, model=model, host=host, port=port, device=device, dtype=dtype, max_candidates=max_candidates,
-            max_rows=max_rows, max_waiting=max_waiting,
-        )
-    )  # fmt: skip
 
 
 def export(
