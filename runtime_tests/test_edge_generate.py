@@ -44,7 +44,7 @@ def test_the_picture_is_the_real_candidates_latents_finished_here(bundle: Bundle
         result = generate(PROMPT, bundle=bundle, client=client, seed=3, steps=8, handoff=3)
     job = result.job
     place = job.candidates.prompts.index(PROMPT)
-    guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), 3.5)
+    guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), load_pair("emoji").guidance)
     x = result.response.latents[place].astype(np.float32)
     for _, latents, _ in denoise(bundle, job.schedule, guide, x, 3, 3):
         x = latents

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import cloud_process
 
 from obclip.core.pairs import load_pair
 
@@ -19,13 +21,19 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_private_picture(cloud_url: str, tmp_path: Path):
+@pytest.fixture(scope="module")
+def embedded_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with cloud_process(tmp_path_factory.mktemp("cloud")) as (url, _):
+        yield url
+
+
+def test_private_picture(embedded_cloud: str, tmp_path: Path):
     out = tmp_path / "picture.png"
-    done = run(EXAMPLES / "private_picture.py", "noto style emoji of a woman with dark skin tone", out, cloud_url)
+    done = run(EXAMPLES / "private_picture.py", "noto style emoji of a woman with dark skin tone", out, embedded_cloud)
     assert done.returncode == 0, done.stderr
     assert "one of 10 candidates" in done.stdout
     assert Image.open(out).size == (64, 64)
-    refused = run(EXAMPLES / "private_picture.py", "Mrs Smith", tmp_path / "none.png", cloud_url)
+    refused = run(EXAMPLES / "private_picture.py", "Mrs Smith", tmp_path / "none.png", embedded_cloud)
     assert (refused.returncode, (tmp_path / "none.png").exists()) == (6, False)
     assert "nothing was sent" in refused.stderr
 

@@ -19,7 +19,7 @@ PROMPT, GUIDANCE, SEED, STEPS = "noto style emoji of a woman cook", 3.5, 11, 12
 SHAPE = (4, 16, 16)
 SCHEDULERS = {
     "dpm++2m": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
-    "ddim": DDIMScheduler.from_config,
+    "ddim": lambda config: DDIMScheduler.from_config(config, clip_sample=False),
 }
 
 

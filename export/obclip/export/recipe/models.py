@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -45,16 +45,29 @@ def build_text_encoder(config: dict[str, Any], tokenizer: CLIPTokenizer) -> CLIP
     )
 
 
+# Stable Diffusion's betas; velocity prediction (Salimans & Ho 2022); trailing steps (Lin et al. 2024).
+_NOISE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+
+
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas; velocity prediction (Salimans & Ho 2022); trailing steps (Lin et al. 2024)."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        steps_offset=1,
-        set_alpha_to_one=True,
+    """What training draws its noise levels from, and its sample sheets."""
+    return DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=True)
+
+
+def build_solver() -> DPMSolverMultistepScheduler:
+    """What the finished folders name: DPM-Solver++ 2M over sigmas in equal ratios.
+
+    On latents of 16 by 16, little is decided at high noise: after 10 of 25 trailing steps (t = 600) a picture of this
+    pair is still open. Equal ratios reach t = 382 there, so that the large model's steps decide something.
+    """
+    return DPMSolverMultistepScheduler(
+        **_NOISE, algorithm_type="dpmsolver++", solver_order=2, use_exponential_sigmas=True
     )

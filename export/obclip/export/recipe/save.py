@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .models import build_scheduler
+from .models import build_solver
 
 
 def save_pair(config: dict[str, Any], out: Path) -> None:
@@ -21,7 +21,7 @@ def save_pair(config: dict[str, Any], out: Path) -> None:
             text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
             tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer", model_max_length=config["text"]["tokens"]),
             unet=UNet2DConditionModel.from_pretrained(out / unet),
-            scheduler=build_scheduler(),
+            scheduler=build_solver(),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
