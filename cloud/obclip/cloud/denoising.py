@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
+from obclip.cloud.errors import NotFiniteError
 from obclip.cloud.model import CloudModel
 from obclip.cloud.parts import needs
 from obclip.cloud.plan import Branch, Pass, Plan, Row, Step
 from obclip.cloud.unet import Features, Inputs
-from obclip.core.errors import RunError
 from obclip.core.noise import initial_noise, step_noise
 from obclip.core.pairs import Pair
 from obclip.core.schedule import Schedule, build_schedule
@@ -130,10 +130,10 @@ class Denoising:
         self.outputs.clear()
 
     def response(self) -> Response:
-        """RunError if any latent is not finite: then nothing is returned."""
+        """NotFiniteError if any latent is not finite: then nothing is returned."""
         assert self.x0 is not None
         if not bool(torch.isfinite(self.x).all()):
-            raise RunError("the model produced numbers that are not finite; nothing is returned")
+            raise NotFiniteError("the model produced numbers that are not finite; nothing is returned")
         return Response(
             latents=_to_wire(self.x),
             x0=_to_wire(self.x0) if self.request.want_x0 else None,

@@ -14,17 +14,20 @@ from obclip.core.wire import MAX_PROMPT_CHARS
 
 @dataclass(frozen=True)
 class Limits:
-    """max_rows: rows (candidates x branches) in one UNet pass. max_waiting: requests taken in, running or queued.
+    """max_rows: rows (candidates x branches) in one UNet pass. max_held_rows: of all requests in work, whose kept
+    features are in memory. max_waiting, max_waiting_rows: requests, and rows of them, that may wait.
 
-    max_waiting_rows: UNet evaluations that may wait. queue_timeout_s: until a request's turn. service_timeout_s: from
-    then on. body_timeout_s: for a client to send its request. InputError for a limit that would serve nobody.
+    A request counts as many rows as its widest pass has; one request may always wait. queue_timeout_s: until a
+    request's turn. service_timeout_s: from then on. body_timeout_s: for a client to send its request. InputError for a
+    limit that would serve nobody.
     """
 
     max_candidates: int = 64
     max_rows: int = 64
     max_steps: int = 100
-    max_waiting: int = 8
-    max_waiting_rows: int = 4096
+    max_held_rows: int = 256
+    max_waiting: int = 32
+    max_waiting_rows: int = 1024
     queue_timeout_s: float = 60.0
     service_timeout_s: float = 120.0
     body_timeout_s: float = 10.0

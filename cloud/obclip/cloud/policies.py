@@ -80,7 +80,7 @@ class GuidanceFrom:
 
 @dataclass(frozen=True)
 class DeepCache:
-    """Between the steps of `full`, only the outermost `depth` up layers run (Ma et al. 2024, arXiv 2312.00858).
+    """Only the outermost `depth` up layers run, but for the steps `full` (Ma et al. 2024, arXiv 2312.00858).
 
     Step 0 is always whole. branch: one of the two branches alone, None for both.
     """
@@ -88,6 +88,11 @@ class DeepCache:
     depth: int
     full: tuple[int, ...]
     branch: Branch | None = None
+
+    @classmethod
+    def every(cls, interval: int, depth: int, steps: int, first: int = 1) -> DeepCache:
+        """Whole for the `first` steps, then from the last of them on at every `interval`-th of `steps`."""
+        return cls(depth, (*range(first), *range(max(first - 1, 0), steps, interval)))
 
     def apply(self, table: Table, candidates: Sequence[str]) -> Table:
         def shallow(i: int, cell: Cell) -> Cell:

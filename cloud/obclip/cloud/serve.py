@@ -8,13 +8,15 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from obclip.cloud import logs
 from obclip.cloud.app import DRAIN_S, create_app
+from obclip.cloud.engines import step_engine
 from obclip.cloud.keys import read_keys
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import load_model
+from obclip.cloud.plans import load_planner
 from obclip.cloud.server import Server, check_tls, is_loopback, listen, metrics_server
 from obclip.cloud.tracing import configured_tracer
 from obclip.core.errors import InputError, ObclipError, RunError
@@ -26,8 +28,10 @@ class ServeOptions:
     """model: a diffusers folder in place of the pair's. port 0: any free one. ready_file: gets the URL once ready.
 
     token, keys: wanted of every client, and without either only loopback is served; the token by default from
-    OBCLIP_TOKEN. tls_cert, tls_key: PEM files. metrics_port: on loopback; else /metrics is on the main port. limits and
-    seconds: as in Limits.
+    OBCLIP_TOKEN. plan: what is reused, by a pair's name, a TOML file, or "plain" for nothing; by default the pair's
+    own. engine: step batches all requests' rows; serial runs one request after the other. deterministic, compile: as in
+    engines.step_engine. tls_cert, tls_key: PEM files. metrics_port: on loopback;
+    else /metrics is on the main port. limits and seconds: as in Limits.
     """
 
     pair: str = "emoji"
@@ -38,8 +42,9 @@ class ServeOptions:
     dtype: str | None = None
     max_candidates: int = 64
     max_rows: int = 64
-    max_waiting: int = 8
-    max_waiting_rows: int = 4096
+    max_held_rows: int = 256
+    max_waiting: int = 32
+    max_waiting_rows: int = 1024
     queue_timeout_s: float = 60.0
     service_timeout_s: float = 120.0
     body_timeout_s: float = 10.0
@@ -49,6 +54,10 @@ class ServeOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     metrics_port: int | None = None
+    engine: Literal["step", "serial"] = "step"
+    plan: str | None = None
+    deterministic: bool = False
+    compile: bool = False
     log_format: logs.Format = "text"
     log_level: str = "info"
     ready_file: Path | None = None
@@ -69,7 +78,8 @@ def run_server(options: ServeOptions) -> None:
         read_keys(options.keys)
     tls = check_tls(options.tls_cert, options.tls_key)
     limits = Limits(
-        max_candidates=options.max_candidates, max_rows=options.max_rows, max_waiting=options.max_waiting,
+        max_candidates=options.max_candidates, max_rows=options.max_rows, max_held_rows=options.max_held_rows,
+        max_waiting=options.max_waiting,
         max_waiting_rows=options.max_waiting_rows, queue_timeout_s=options.queue_timeout_s,
         service_timeout_s=options.service_timeout_s, body_timeout_s=options.body_timeout_s,
     )  # fmt: skip
@@ -77,9 +87,17 @@ def run_server(options: ServeOptions) -> None:
     pair = load_pair(options.pair)
     with listen(options.host, options.port) as listener:
         model = load_model(pair, options.device, options.dtype, options.model)
+        planner = load_planner(
+            options.plan or pair.name, pair.steps, model.layered.depth, options.max_rows, model.guidance_distilled
+        )
+        engine = None  # the service's own: one request after the other
+        if options.engine == "step":
+            engine = step_engine(
+                model, pair, limits, planner, deterministic=options.deterministic, compiled=options.compile
+            )
         app = create_app(
-            model, pair, limits, token, version("obclip"), keys=options.keys, tracer=tracer,
-            metrics_here=options.metrics_port is None, drain_s=options.drain_s,
+            model, pair, limits, token, version("obclip"), engine=engine, planner=planner, keys=options.keys,
+            tracer=tracer, metrics_here=options.metrics_port is None, drain_s=options.drain_s,
         )  # fmt: skip
         server = Server(app, listener, tls=tls, ready_file=options.ready_file, drain_s=options.drain_s)
         with metrics_server(options.metrics_port, app.state.service.metrics.registry) as metrics_url:
@@ -95,14 +113,25 @@ def run_server(options: ServeOptions) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m obclip.cloud.serve", description=__doc__)
     default = ServeOptions()
-    for name in ("pair", "host", "device", "dtype", "log_level"):
+    for name in ("pair", "host", "device", "dtype", "plan", "log_level"):
         parser.add_argument(_flag(name), default=getattr(default, name))
     for name in ("model", "keys", "tls_cert", "tls_key", "ready_file"):
         parser.add_argument(_flag(name), type=Path)
-    for name in ("port", "max_candidates", "max_rows", "max_waiting", "max_waiting_rows", "metrics_port"):
+    for name in (
+        "port",
+        "max_candidates",
+        "max_rows",
+        "max_held_rows",
+        "max_waiting",
+        "max_waiting_rows",
+        "metrics_port",
+    ):
         parser.add_argument(_flag(name), type=int, default=getattr(default, name))
     for name in ("queue_timeout_s", "service_timeout_s", "body_timeout_s", "drain_s"):
         parser.add_argument(_flag(name.removesuffix("_s")), type=float, default=getattr(default, name), dest=name)
+    for name in ("deterministic", "compile"):
+        parser.add_argument(_flag(name), action="store_true")
+    parser.add_argument("--engine", choices=["step", "serial"], default=default.engine)
     parser.add_argument("--log-format", choices=get_args(logs.Format), default=default.log_format)
     try:
         run_server(ServeOptions(**vars(parser.parse_args())))

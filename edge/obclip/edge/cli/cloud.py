@@ -47,8 +47,18 @@ def serve(
     log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
     max_candidates: Annotated[int, typer.Option(help="Most candidates in one request.")] = 64,
     max_rows: Annotated[int, typer.Option(help="Most rows (candidates x branches) in one UNet pass.")] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Requests taken in before others are told to come back.")] = 8,
-    max_waiting_rows: Annotated[int, typer.Option(help="UNet evaluations that may wait, likewise.")] = 4096,
+    max_held_rows: Annotated[
+        int, typer.Option(help="Most rows of all requests in work, whose features are kept.")
+    ] = 256,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait before others are told to come back.")] = 32,
+    max_waiting_rows: Annotated[int, typer.Option(help="Rows of them that may wait, likewise.")] = 1024,
+    plan: Annotated[
+        str | None, typer.Option(help="What is reused: a pair's name, a TOML file, or plain. Default: the pair's own.")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Bit for bit the same answer whatever shares the batch; slower.")
+    ] = False,
+    compile: Annotated[bool, typer.Option(help="torch.compile, and CUDA graphs on a GPU; a slower start.")] = False,
     queue_timeout: Annotated[float, typer.Option(help="Seconds until a request's turn, else 504.")] = 60.0,
     service_timeout: Annotated[float, typer.Option(help="Seconds from then until it is done, else 504.")] = 120.0,
     body_timeout: Annotated[float, typer.Option(help="Seconds for a client to send its request, else 408.")] = 10.0,
@@ -64,8 +74,9 @@ def serve(
             pair=pair, model=model, host=host, port=port, device=device, dtype=dtype, keys=keys, tls_cert=tls_cert,
             tls_key=tls_key, metrics_port=metrics_port, log_format=log_format.value, log_level=log_level.value,
             max_candidates=max_candidates, max_rows=max_rows, max_waiting=max_waiting,
-            max_waiting_rows=max_waiting_rows, queue_timeout_s=queue_timeout, service_timeout_s=service_timeout,
-            body_timeout_s=body_timeout, drain_s=drain,
+            max_waiting_rows=max_waiting_rows, max_held_rows=max_held_rows, plan=plan,
+            deterministic=deterministic, compile=compile, queue_timeout_s=queue_timeout,
+            service_timeout_s=service_timeout, body_timeout_s=body_timeout, drain_s=drain,
         )
     )  # fmt: skip
 

@@ -1,0 +1,40 @@
+"""The UNet's forward, compiled: whole, one graph for each part and padded batch size; CUDA graphs on a GPU.
+
+Compilation of the blocks alone would leave Stable Diffusion's residual layers, half of its work, as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from obclip.cloud.parts import Keep, Part
+from obclip.cloud.unet import Features, Inputs, LayeredUNet
+
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+def bucket(rows: int, buckets: Sequence[int] = BUCKETS) -> int:
+    """The smallest batch size of `buckets` that holds `rows`; wider batches are not padded."""
+    return next((size for size in buckets if size >= rows), rows)
+
+
+class CompiledForward:
+    """Stands for a LayeredUNet's call. What it returns is its own: a graph's next replay does not write into it."""
+
+    def __init__(self, layered: LayeredUNet) -> None:
+        self.layered = layered
+        self.graphs = layered.unet.device.type == "cuda"
+        mode = "reduce-overhead" if self.graphs else "default"
+        self.compiled = torch.compile(layered, fullgraph=True, dynamic=False, mode=mode)
+
+    def __call__(
+        self, x: torch.Tensor, inputs: Inputs, part: Part, kept: Features, keep: Keep, pivots: tuple[int, ...]
+    ) -> tuple[torch.Tensor, Features]:
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        output, features = self.compiled(x, inputs, part, kept, keep, pivots)
+        if not self.graphs:
+            return output, features
+        return output.clone(), {name: value.clone() for name, value in features.items()}
