@@ -198,9 +198,9 @@ def main() -> None:
     for k in args.k or ([5, 10] if pair.steps > 10 else [pair.handoff]):
         for n in args.n:
             result["rows"] += point(pair, model, profile, planner, n, k, args)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(args.json, (json.dumps(result, indent=1) + "\n").encode())
+            if args.json:  # after every point, so that a long run that is cut off leaves what it has
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write_bytes(args.json, (json.dumps(result, indent=1) + "\n").encode())
     if args.plot:
         plot(result, args.plot)
     show(result)
