@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
-.PHONY: demo test lint types unit platforms compat clean
+.PHONY: demo test lint types unit platforms compat ray clean
 
 demo: $(VENV)/.demo
 	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
@@ -33,6 +33,13 @@ compat:
 	.venv-compat/bin/python -m pip install --disable-pip-version-check -q --upgrade -e ".[cloud,export,plot]" pytest hypothesis
 	.venv-compat/bin/python -m pytest --ignore=runtime_tests/test_wheel.py --ignore=runtime_tests/test_optimum.py
 
+# Replicas under Ray Serve, one of them killed, in an environment of its own: Ray brings many packages of its own.
+ray:
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	.venv-ray/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[cloud,export]" "ray[serve]==2.60.0" pytest
+	.venv-ray/bin/python -m pytest runtime_tests/test_cloud_ray.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
@@ -51,4 +58,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-compat out build dist
+	rm -rf $(VENV) .venv-compat .venv-ray out build dist

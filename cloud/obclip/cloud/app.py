@@ -114,6 +114,9 @@ class _Exchange:
         except (ClientGoneError, ClientDisconnect):
             outcome = "cancelled"
             return HttpResponse(status_code=500)  # to nobody
+        except asyncio.CancelledError:  # how Ray Serve says that the client went away
+            outcome = "cancelled"
+            raise
         finally:
             self._account(outcome)
 

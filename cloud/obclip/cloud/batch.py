@@ -68,7 +68,8 @@ class Batcher:
         bad, at = [], 0
         for s in slices:
             rows = slice(at, at + s.rows)
-            own = {name: value[rows] for name, value in features.items()} if s.one.keep else {}
+            names = s.state.model.layered.names(s.one.keep)  # others in the batch may keep more
+            own = {name: features[name][rows] for name in names if name in features}
             s.state.take(s.one, s.start, s.stop, output[rows], own)
             if not all(finite[rows]):
                 bad.append(s)

@@ -6,6 +6,8 @@ Compilation of the blocks alone would leave Stable Diffusion's residual layers, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import torch
 
@@ -26,8 +28,10 @@ class CompiledForward:
     def __init__(self, layered: LayeredUNet) -> None:
         self.layered = layered
         self.graphs = layered.unet.device.type == "cuda"
-        mode = "reduce-overhead" if self.graphs else "default"
-        self.compiled = torch.compile(layered, fullgraph=True, dynamic=False, mode=mode)
+        options: dict[str, Any] = {"mode": "reduce-overhead" if self.graphs else "default"}
+        if "recompile_limit" in signature(torch.compile).parameters:  # not in older PyTorch
+            options["recompile_limit"] = 256  # every part, padded size and set of kept features is a graph of its own
+        self.compiled = torch.compile(layered, fullgraph=True, dynamic=False, **options)
 
     def __call__(
         self, x: torch.Tensor, inputs: Inputs, part: Part, kept: Features, keep: Keep, pivots: tuple[int, ...]

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
+from fastapi import FastAPI
+
 from obclip.cloud import logs
 from obclip.cloud.app import DRAIN_S, create_app
 from obclip.cloud.engines import step_engine
@@ -32,6 +34,9 @@ class ServeOptions:
     own. engine: step batches all requests' rows; serial runs one request after the other. deterministic, compile: as in
     engines.step_engine. tls_cert, tls_key: PEM files. metrics_port: on loopback;
     else /metrics is on the main port. limits and seconds: as in Limits.
+
+    ray: under Ray Serve, `replicas` processes and up to `max_replicas` under load, one on each GPU, or with `ray_cpus`
+    CPUs each where there is none. Metrics are then each replica's, from metrics_port on.
     """
 
     pair: str = "emoji"
@@ -61,6 +66,10 @@ class ServeOptions:
     log_format: logs.Format = "text"
     log_level: str = "info"
     ready_file: Path | None = None
+    ray: bool = False
+    replicas: int = 1
+    max_replicas: int | None = None
+    ray_cpus: float = 1.0
 
 
 def run_server(options: ServeOptions) -> None:
@@ -77,28 +86,15 @@ def run_server(options: ServeOptions) -> None:
     if options.keys is not None:
         read_keys(options.keys)
     tls = check_tls(options.tls_cert, options.tls_key)
-    limits = Limits(
-        max_candidates=options.max_candidates, max_rows=options.max_rows, max_held_rows=options.max_held_rows,
-        max_waiting=options.max_waiting,
-        max_waiting_rows=options.max_waiting_rows, queue_timeout_s=options.queue_timeout_s,
-        service_timeout_s=options.service_timeout_s, body_timeout_s=options.body_timeout_s,
-    )  # fmt: skip
-    tracer = configured_tracer(version("obclip"))
-    pair = load_pair(options.pair)
+    limits_of(options)
+    load_pair(options.pair)
+    if options.ray:
+        from obclip.cloud.ray_app import run_ray
+
+        run_ray(options, token)
+        return
     with listen(options.host, options.port) as listener:
-        model = load_model(pair, options.device, options.dtype, options.model)
-        planner = load_planner(
-            options.plan or pair.name, pair.steps, model.layered.depth, options.max_rows, model.guidance_distilled
-        )
-        engine = None  # the service's own: one request after the other
-        if options.engine == "step":
-            engine = step_engine(
-                model, pair, limits, planner, deterministic=options.deterministic, compiled=options.compile
-            )
-        app = create_app(
-            model, pair, limits, token, version("obclip"), engine=engine, planner=planner, keys=options.keys,
-            tracer=tracer, metrics_here=options.metrics_port is None, drain_s=options.drain_s,
-        )  # fmt: skip
+        app = build_app(options, token)
         server = Server(app, listener, tls=tls, ready_file=options.ready_file, drain_s=options.drain_s)
         with metrics_server(options.metrics_port, app.state.service.metrics.registry) as metrics_url:
             if metrics_url is not None:
@@ -108,6 +104,34 @@ def run_server(options: ServeOptions) -> None:
         raise RunError("the device failed; every client was told. Start the server anew")
     if server.interrupted:
         raise KeyboardInterrupt
+
+
+def limits_of(options: ServeOptions) -> Limits:
+    return Limits(
+        max_candidates=options.max_candidates, max_rows=options.max_rows, max_held_rows=options.max_held_rows,
+        max_waiting=options.max_waiting,
+        max_waiting_rows=options.max_waiting_rows, queue_timeout_s=options.queue_timeout_s,
+        service_timeout_s=options.service_timeout_s, body_timeout_s=options.body_timeout_s,
+    )  # fmt: skip
+
+
+def build_app(options: ServeOptions, token: str | None) -> FastAPI:
+    """Load the model, on this process's device, and make the application around it."""
+    limits, tracer = limits_of(options), configured_tracer(version("obclip"))
+    pair = load_pair(options.pair)
+    model = load_model(pair, options.device, options.dtype, options.model)
+    planner = load_planner(
+        options.plan or pair.name, pair.steps, model.layered.depth, options.max_rows, model.guidance_distilled
+    )
+    engine = None  # the service's own: one request after the other
+    if options.engine == "step":
+        engine = step_engine(
+            model, pair, limits, planner, deterministic=options.deterministic, compiled=options.compile
+        )
+    return create_app(
+        model, pair, limits, token, version("obclip"), engine=engine, planner=planner, keys=options.keys,
+        tracer=tracer, metrics_here=options.metrics_port is None and not options.ray, drain_s=options.drain_s,
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -125,11 +149,14 @@ def main() -> int:
         "max_waiting",
         "max_waiting_rows",
         "metrics_port",
+        "replicas",
+        "max_replicas",
     ):
         parser.add_argument(_flag(name), type=int, default=getattr(default, name))
     for name in ("queue_timeout_s", "service_timeout_s", "body_timeout_s", "drain_s"):
         parser.add_argument(_flag(name.removesuffix("_s")), type=float, default=getattr(default, name), dest=name)
-    for name in ("deterministic", "compile"):
+    parser.add_argument("--ray-cpus", type=float, default=default.ray_cpus)
+    for name in ("deterministic", "compile", "ray"):
         parser.add_argument(_flag(name), action="store_true")
     parser.add_argument("--engine", choices=["step", "serial"], default=default.engine)
     parser.add_argument("--log-format", choices=get_args(logs.Format), default=default.log_format)
@@ -148,4 +175,6 @@ def _flag(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from obclip.cloud.serve import main as program  # replicas import the options' class by name, and not from __main__
+
+    sys.exit(program())

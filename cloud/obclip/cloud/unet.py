@@ -105,7 +105,7 @@ class LayeredUNet:
         wanted = set(self.names(Keep(keep.depths, keep.skips)))
         emb = self._embed(x, inputs)
         skips, h = self._down_path(x, emb, call, part, kept, first)
-        found = {name: skip for i, skip in enumerate(skips) if (name := f"skip.{i}") in wanted}
+        found = {f"skip.{i}": skip for i, skip in enumerate(skips) if f"skip.{i}" in wanted}
         h = self._middle(h, emb, call) if part.depth is None else kept[f"up.{first}"]
         odd = any(side % 2**self.levels for side in x.shape[-2:])
         for i in range(first, self.depth):

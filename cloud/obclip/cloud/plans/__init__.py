@@ -89,8 +89,8 @@ def load_planner(
     if path.suffix == ".toml":
         try:
             text = path.read_text(encoding="utf8")
-        except OSError as error:
-            raise InputError(f"the plan {path} cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the plan {path} cannot be read ({type(error).__name__})") from error
         name = path.stem
     else:
         found = resources.files(__name__) / f"{source}.toml"
@@ -107,6 +107,8 @@ def _classes(name: str, text: str, depth: int) -> tuple[RequestClass, ...]:
         raise InputError(f"the plan {name} is no TOML: {error}") from error
     if set(tables) != {"class"} or not isinstance(tables["class"], list):
         raise InputError(f"the plan {name} has keys {sorted(tables)}; it must be a list of [[class]]")
+    if not all(isinstance(table, dict) for table in tables["class"]):
+        raise InputError(f"the plan {name}: class must be a list of tables, [[class]]")
     return tuple(_class(f"the plan {name}, class {i + 1}", table, depth) for i, table in enumerate(tables["class"]))
 
 
@@ -125,7 +127,7 @@ def _class(where: str, table: dict[str, Any], depth: int) -> RequestClass:
             if value["depth"] > depth:
                 raise InputError(f"{where}: deep_cache has depth {value['depth']}; this UNet has {depth} up layers")
         elif key == "tree":
-            if not isinstance(value, list) or not value or value != sorted(value) or not all(_whole(v) for v in value):
+            if not isinstance(value, list) or not value or not all(map(_whole, value)) or value != sorted(value):
                 raise InputError(f"{where}: tree must be a rising list of steps")
         elif not _whole(value):
             raise InputError(f"{where}: {key} is {value!r}; it must be a step, a whole number from 0")

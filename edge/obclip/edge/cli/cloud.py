@@ -63,6 +63,10 @@ def serve(
     service_timeout: Annotated[float, typer.Option(help="Seconds from then until it is done, else 504.")] = 120.0,
     body_timeout: Annotated[float, typer.Option(help="Seconds for a client to send its request, else 408.")] = 10.0,
     drain: Annotated[float, typer.Option(help="Seconds that SIGTERM waits for requests in work.")] = 60.0,
+    ray: Annotated[bool, typer.Option(help="Several replicas under Ray Serve, one on each GPU.")] = False,
+    replicas: Annotated[int, typer.Option(help="With --ray: how many.")] = 1,
+    max_replicas: Annotated[int | None, typer.Option(help="With --ray: up to so many while requests wait.")] = None,
+    ray_cpus: Annotated[float, typer.Option(help="With --ray and no GPU: CPUs of each replica.")] = 1.0,
 ) -> None:
     """Run the cloud half."""
     try:
@@ -76,7 +80,8 @@ def serve(
             max_candidates=max_candidates, max_rows=max_rows, max_waiting=max_waiting,
             max_waiting_rows=max_waiting_rows, max_held_rows=max_held_rows, plan=plan,
             deterministic=deterministic, compile=compile, queue_timeout_s=queue_timeout,
-            service_timeout_s=service_timeout, body_timeout_s=body_timeout, drain_s=drain,
+            service_timeout_s=service_timeout, body_timeout_s=body_timeout, drain_s=drain, ray=ray,
+            replicas=replicas, max_replicas=max_replicas, ray_cpus=ray_cpus,
         )
     )  # fmt: skip
 

@@ -1,0 +1,752 @@
+"""The step batcher with a real, small UNet: requests share batches and nothing else, whatever breaks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from serving import LIMIT_S, until
+
+from obclip.cloud import errors, runner, stepper
+from obclip.cloud.batch import Batcher
+from obclip.cloud.denoising import Denoising
+from obclip.cloud.engine import execute
+from obclip.cloud.engines import step_engine
+from obclip.cloud.limits import Limits
+from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.plan import Policy, build_plan, plain_plan
+from obclip.cloud.plans import PLAIN, Planner, load_planner
+from obclip.cloud.policies import (
+    DeepCache,
+    GuidanceFrom,
+    Prefix,
+    PublishedCache,
+    PublishedReuse,
+    SharedUnconditional,
+    Tree,
+)
+from obclip.cloud.scheduler import Scheduler, SchedulerLimits
+from obclip.cloud.stepper import StepEngine
+from obclip.cloud.work import Event, Job, Ticket
+from obclip.core.errors import InputError
+from obclip.core.pairs import load_pair
+from obclip.core.schedule import build_schedule
+from obclip.core.wire import Request, Response
+
+PAIR = load_pair("emoji")
+DEPTH = 4  # up layers that a cached pass runs
+PEOPLE = sorted(f"a {age} {who}" for age in ("young", "old", "tall", "dark") for who in ("man", "woman"))
+LIMITS = SchedulerLimits(
+    max_batch_rows=16, max_held_rows=64, max_waiting_rows=64, max_waiting_jobs=16, queue_timeout_s=1e6,
+    service_timeout_s=1e6,
+)  # fmt: skip
+FIRST_T, OTHER_T = 8, 7  # numbers of steps, of which only the first have the same time
+
+
+def job(n: int = 2, k: int = 3, policies: Sequence[Policy] = (), client: str = "c", **change: Any) -> Job:
+    """With guidance: 2 n rows a step where nothing is shared."""
+    asked = Request(
+        pair=PAIR.digest, candidates=tuple(PEOPLE[:n]), negative_prompt="red", seed=n + 10 * k, height=64, width=64,
+        steps=FIRST_T, handoff=k, guidance=3.5, solver="dpm++2m",
+    )  # fmt: skip
+    asked = replace(asked, **change)
+    return Job(asked, build_plan(asked, policies, max_rows=16), client)
+
+
+SHARING = (SharedUnconditional(), Prefix(2), DeepCache(3, (0, 2, 4)))
+PUBLISHED = (PublishedCache(2, 3, DEPTH), PublishedReuse(2))
+MIXED = [
+    job(1, 2, (), "a"),
+    job(3, 2, (), "b", steps=OTHER_T, solver="ddim"),
+    job(4, 5, SHARING, "a"),
+    job(3, 4, PUBLISHED, "b"),
+    job(2, 4, PUBLISHED, "c", seed=9),
+    job(5, 2, (SharedUnconditional(1),), "c", guidance=7.0),
+    job(2, 4, (DeepCache(1, (0, 2)),), "d", want_x0=True),
+    job(2, 1, (), "d", guidance=1.0, negative_prompt=""),
+]
+
+
+@pytest.fixture(scope="module")
+def model(large_folder: Path) -> CloudModel:
+    return load_model(PAIR, "cpu", "float32", large_folder)
+
+
+class Forward:
+    """The UNet's forward. free: unless, each call waits for `go`. at: what happens instead of, or after, the n-th
+    call, from 1; always: of every call."""
+
+    def __init__(self, model: CloudModel, free: bool = True) -> None:
+        self.layered, self.free, self.calls = model.layered, free, 0
+        self.entered, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.at: dict[int, Callable[[Any], Any]] = {}
+        self.always: Callable[[Any], Any] = lambda inputs: None
+
+    def __call__(self, x: Any, inputs: Any, *others: Any) -> Any:
+        self.calls += 1
+        self.entered.release()
+        if not self.free:
+            assert self.go.acquire(timeout=LIMIT_S)
+        broken = self.at.get(self.calls, self.always)(inputs)
+        output, features = self.layered(x, inputs, *others)
+        return (output if broken is None else torch.where(broken[:, None, None, None], torch.nan, output)), features
+
+    def reached(self) -> None:
+        assert self.entered.acquire(timeout=LIMIT_S)
+
+    def release(self) -> None:
+        """Let all calls pass, from now on."""
+        self.free = True
+        self.go.release(1000)
+
+
+def raising(error: Exception) -> Callable[[Any], None]:
+    def act(_: Any) -> None:
+        raise error
+
+    return act
+
+
+def all_rows(inputs: Any) -> torch.Tensor:
+    return torch.ones(len(inputs.timestep), dtype=torch.bool)
+
+
+@contextmanager
+def engine_of(
+    model: CloudModel,
+    forward: Forward | None = None,
+    now: list[float] | None = None,
+    bucket: Callable[[int], int] | None = None,
+    row_by_row: bool = False,
+    **limits: float,
+) -> Iterator[tuple[StepEngine, list[Event]]]:
+    """Not started, so that what is submitted before `start` begins in one batch."""
+    forward = forward or Forward(model)
+    clock = (lambda: now[0]) if now else lambda: 0.0
+    batcher = Batcher(forward, bucket, row_by_row)
+    engine = StepEngine(model, PAIR, replace(LIMITS, **limits), batcher, clock=clock)  # type: ignore[arg-type]
+    seen: list[Event] = []
+    engine.on_event = seen.append
+    try:
+        yield engine, seen
+    finally:
+        forward.release()
+        engine.close(LIMIT_S)
+        assert not engine._thread.is_alive()
+
+
+def answers(engine: StepEngine, jobs: Sequence[Job]) -> list[Response]:
+    tickets = [engine.submit(one) for one in jobs]
+    engine.start()
+    return [ticket.future.result(LIMIT_S) for ticket in tickets]
+
+
+def failure(ticket: Ticket) -> BaseException | None:
+    return ticket.future.exception(LIMIT_S)
+
+
+def kinds(seen: list[Event]) -> list[str]:
+    return [e.kind for e in seen]
+
+
+def step_rows(seen: list[Event]) -> list[float | str]:
+    return [e.values["rows"] for e in seen if e.kind == "step"]
+
+
+def alone(model: CloudModel, one: Job) -> Response:
+    return execute(one.plan, one.request, model, PAIR)
+
+
+def assert_near(got: Response, expected: Response) -> None:
+    """Within a unit of float16 in the last place of 4 to 8."""
+    assert (got.step, got.schedule, got.model) == (expected.step, expected.schedule, expected.model)
+    np.testing.assert_allclose(got.latents.astype(float), expected.latents.astype(float), atol=4e-3)
+    assert (got.x0 is None) == (expected.x0 is None)
+    if got.x0 is not None and expected.x0 is not None:
+        np.testing.assert_allclose(got.x0.astype(float), expected.x0.astype(float), atol=4e-3)
+
+
+# --- the same as alone
+
+
+def test_requests_of_all_kinds_at_once_get_what_they_get_alone(model: CloudModel):
+    with engine_of(model) as (engine, seen), ThreadPoolExecutor(len(MIXED)) as clients:
+        engine.start()
+        jobs = MIXED + MIXED[:4]
+        tickets = list(clients.map(engine.submit, jobs))
+        for one, ticket in zip(jobs, tickets, strict=True):
+            assert_near(ticket.future.result(LIMIT_S), alone(model, one))
+        assert engine.load == replace(engine.load, requests_waiting=0, requests_running=0, rows_running=0)
+    assert max(map(int, step_rows(seen))) <= LIMITS.max_batch_rows
+    assert sum(map(int, step_rows(seen))) == sum(one.plan.rows for one in jobs)
+    assert kinds(seen).count("finished") == len(jobs)
+    for ticket in tickets:
+        assert [s.name for s in ticket.spans] == ["queue", "encode", "denoise"]
+
+
+@pytest.mark.parametrize("fixed", [{"row_by_row": True}, {"bucket": lambda rows: 16}], ids=["row by row", "padded"])
+def test_what_shares_a_batch_changes_no_bit(model: CloudModel, fixed: dict[str, Any]):
+    with engine_of(model, **fixed) as (engine, seen):
+        together = answers(engine, MIXED)
+    assert max(map(int, step_rows(seen))) > max(one.plan.widest for one in MIXED)
+    for one, got in zip(MIXED, together, strict=True):
+        with engine_of(model, **fixed) as (engine, _):
+            (expected,) = answers(engine, [one])
+        assert got.encode() == expected.encode()
+        assert_near(got, alone(model, one))
+
+
+def test_a_request_joins_while_another_runs_and_leaves_before_it(model: CloudModel):
+    forward = Forward(model, free=False)
+    with engine_of(model, forward) as (engine, seen):
+        first = engine.submit(job(2, 6, client="a"))
+        engine.start()
+        forward.reached()
+        forward.go.release()
+        forward.reached()  # the first is in its second step
+        second = engine.submit(job(1, 2, client="b"))
+        forward.release()
+        assert_near(second.future.result(LIMIT_S), alone(model, job(1, 2)))
+        assert_near(first.future.result(LIMIT_S), alone(model, job(2, 6)))
+    assert step_rows(seen) == [4, 4, 6, 6, 4, 4]
+    assert [e.values.get("part") for e in seen if e.kind == "step"] == ["full"] * 6
+
+
+def test_what_is_kept_for_one_request_is_not_kept_for_others(model: CloudModel):
+    plain, cached = job(2, 2, (DeepCache(1, (0,)),)), job(2, 3, PUBLISHED[:1])
+    kept: list[set[str]] = []
+
+    class Seen(Denoising):
+        def take(self, one: Any, start: int, stop: int, output: Any, features: Any) -> None:
+            if self.plan is plain.plan:
+                kept.append(set(features))
+            super().take(one, start, stop, output, features)
+
+    with pytest.MonkeyPatch.context() as patch, engine_of(model) as (engine, _):
+        patch.setattr(stepper, "Denoising", Seen)
+        answers(engine, [plain, cached])
+    assert kept == [{f"up.{model.layered.depth - 1}"}, set()]
+
+
+# --- faults
+
+
+def culprit(inputs: Any, model: CloudModel, one: Job) -> torch.Tensor:
+    """Which rows are those of a request of OTHER_T steps, but for its first step, whose time is that of all."""
+
+    def times(steps: int) -> set[float]:
+        return {float(t) for t in build_schedule(model.schedule_config, one.request.solver, steps).timesteps}
+
+    own = times(OTHER_T) - times(FIRST_T)
+    assert len(own) == OTHER_T - 1
+    return torch.tensor([float(t) in own for t in inputs.timestep])
+
+
+def test_only_the_request_that_breaks_a_batch_fails(model: CloudModel):
+    bad, good = job(2, 3, steps=OTHER_T), [job(2, 3), job(1, 4, client="d")]
+
+    def act(inputs: Any) -> None:
+        if culprit(inputs, model, bad).any():
+            raise RuntimeError(f"a kernel failed on {bad.request.candidates}")
+
+    forward = Forward(model)
+    forward.always = act
+    with engine_of(model, forward) as (engine, seen):
+        tickets = [engine.submit(one) for one in (good[0], bad, good[1])]
+        engine.start()
+        assert isinstance(failure(tickets[1]), errors.FailedError)
+        for ticket, one in ((tickets[0], good[0]), (tickets[2], good[1])):
+            assert_near(ticket.future.result(LIMIT_S), alone(model, one))
+    assert kinds(seen).count("failed") == 1
+
+
+def test_a_fault_that_does_not_come_back_costs_nobody_anything(model: CloudModel):
+    forward = Forward(model)
+    forward.at[2] = raising(RuntimeError("once"))
+    with engine_of(model, forward) as (engine, seen):
+        jobs = [job(1), job(2)]
+        for one, got in zip(jobs, answers(engine, jobs), strict=True):
+            assert_near(got, alone(model, one))
+    assert "failed" not in kinds(seen)
+
+
+def test_a_request_alone_in_its_batch_fails_with_it(model: CloudModel):
+    forward = Forward(model)
+    forward.at[2] = raising(RuntimeError("once"))
+    with engine_of(model, forward) as (engine, _):
+        ticket = engine.submit(job())
+        engine.start()
+        assert isinstance(failure(ticket), errors.FailedError)
+        assert_near(engine.submit(job()).future.result(LIMIT_S), alone(model, job()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("row_by_row", [False, True])
+def test_rows_that_are_not_finite_are_run_again_in_float32(large_folder: Path, dtype: str, row_by_row: bool):
+    model = load_model(PAIR, "cpu", dtype, large_folder)
+    odd, even = job(2, 2, SHARING, steps=OTHER_T), job(1, 2)
+    forward = Forward(model)
+    forward.always = lambda inputs: culprit(inputs, model, odd)
+    with engine_of(model, forward, row_by_row=row_by_row) as (engine, seen):
+        got = answers(engine, [odd, even])
+    reference = load_model(PAIR, "cpu", "float32", large_folder)
+    for one, response in zip((odd, even), got, strict=True):
+        expected = alone(reference, one).latents.astype(float)
+        atol = 4e-3 if dtype == "float32" else 0.05 * np.abs(expected).max()
+        np.testing.assert_allclose(response.latents.astype(float), expected, atol=atol)
+    assert [e.values["rows"] for e in seen if e.kind == "nan_rerun"] == [2]  # not those of the other
+
+
+def test_what_is_not_finite_in_float32_either_is_not_returned(model: CloudModel):
+    bad, good = job(2, 3, steps=OTHER_T), job(1, 3)
+    poisoned = Forward(model)
+    poisoned.always = lambda inputs: culprit(inputs, model, bad)
+
+    class Layered:
+        """The UNet itself, broken for one request in any precision."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model.layered, name)
+
+        def __call__(self, *arguments: Any) -> Any:
+            return poisoned(*arguments)
+
+    broken = replace(model, layered=Layered())  # type: ignore[arg-type]
+    with engine_of(broken, Forward(broken)) as (engine, seen):
+        tickets = [engine.submit(one) for one in (bad, good)]
+        engine.start()
+        assert isinstance(failure(tickets[0]), errors.NotFiniteError)
+        assert_near(tickets[1].future.result(LIMIT_S), alone(model, good))
+    assert [e.values["rows"] for e in seen if e.kind == "nan_rerun"] == [4]
+    assert step_rows(seen) == [6, 2, 2]
+
+
+def test_after_out_of_memory_batches_are_half_as_wide(model: CloudModel):
+    forward = Forward(model)
+    forward.at[1] = raising(torch.OutOfMemoryError("CUDA out of memory"))
+    with engine_of(model, forward, max_batch_rows=12, max_held_rows=12) as (engine, seen):
+        running = [engine.submit(job(2, client=c)) for c in "abc"]
+        wide = engine.submit(job(7, 2, (SharedUnconditional(), PublishedReuse(2))))  # seven rows in one pass
+        later = engine.submit(job(4))
+        engine.start()
+        assert all(isinstance(failure(t), errors.OutOfMemoryError) for t in (*running, wide))
+        assert_near(later.future.result(LIMIT_S), alone(model, job(4)))
+        with pytest.raises(errors.FailedError, match="fewer candidates"):
+            engine.submit(job(7, 2, (PublishedReuse(2),)))
+    assert [e.values["rows"] for e in seen if e.kind == "oom"] == [6]
+    assert step_rows(seen) == [6, 2] * 3
+    assert kinds(seen).count("failed") == 4
+
+
+def test_out_of_memory_does_not_keep_the_batch_in_memory(model: CloudModel, monkeypatch: pytest.MonkeyPatch):
+    """The exception's traceback holds the batch's tensors; it is gone before memory is given back."""
+    handled: list[Any] = []
+    forward = Forward(model)
+    forward.at[1] = raising(torch.OutOfMemoryError("CUDA out of memory"))
+    whole = runner.Runner._overflow
+
+    def overflow(*arguments: Any) -> None:
+        handled.append(traceback.format_exc())
+        whole(*arguments)
+
+    monkeypatch.setattr(runner.Runner, "_overflow", overflow)
+    with engine_of(model, forward) as (engine, _):
+        ticket = engine.submit(job())
+        engine.start()
+        assert isinstance(failure(ticket), errors.OutOfMemoryError)
+    assert handled == ["NoneType: None\n"]
+
+
+CUDA = RuntimeError("CUDA error: an illegal memory access was encountered; a young woman")
+
+
+def die_in_forward(forward: Forward, _: pytest.MonkeyPatch) -> None:
+    forward.at[2] = raising(CUDA)
+
+
+def die_when_isolating(forward: Forward, _: pytest.MonkeyPatch) -> None:
+    forward.at |= {2: raising(ValueError("whose?")), 3: raising(CUDA)}
+
+
+def die_when_encoding(_: Forward, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(stepper, "Denoising", lambda *arguments: raising(CUDA)(None))
+
+
+def die_in_float32(forward: Forward, patch: pytest.MonkeyPatch) -> None:
+    forward.at[2] = all_rows
+    patch.setattr(runner, "run_float32", lambda *arguments: raising(CUDA)(None))
+
+
+def die_when_advancing(_: Forward, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Denoising, "advance", lambda *arguments: raising(CUDA)(None))
+
+
+def die_when_packing(_: Forward, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Denoising, "response", lambda *arguments: raising(CUDA)(None))
+
+
+def die_by_a_slip(_: Forward, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "postprocess", lambda *arguments: raising(KeyError("a young woman"))(None))
+
+
+@pytest.mark.parametrize(
+    "die",
+    [
+        die_in_forward, die_when_isolating, die_when_encoding, die_in_float32, die_when_advancing, die_when_packing,
+        die_by_a_slip,
+    ],
+)  # fmt: skip
+def test_a_dead_device_ends_everything_and_everybody_is_told(
+    model: CloudModel, monkeypatch: pytest.MonkeyPatch, die: Callable[[Forward, pytest.MonkeyPatch], None]
+):
+    forward = Forward(model)
+    die(forward, monkeypatch)
+    with engine_of(model, forward, max_held_rows=8) as (engine, seen):
+        tickets = [engine.submit(job(2, client=client)) for client in "abc"]  # the third waits
+        engine.start()
+        for ticket in tickets:
+            error = failure(ticket)
+            assert isinstance(error, errors.DeadEngineError)
+            assert "woman" not in told(error)
+        with pytest.raises(errors.DeadEngineError):
+            engine.submit(job())
+        engine._thread.join(LIMIT_S)
+        assert kinds(seen).count("dead") == 1
+        assert kinds(seen)[-1] == "dead"
+    assert forward.calls <= 3
+
+
+def test_a_request_that_cannot_be_encoded_fails_alone(model: CloudModel):
+    with engine_of(model) as (engine, seen):
+        long = engine.submit(job(1, candidates=("cook " * 60,)))
+        good = engine.submit(job())
+        engine.start()
+        assert isinstance(failure(long), errors.FailedError)
+        assert "cook" not in told(failure(long))
+        assert_near(good.future.result(LIMIT_S), alone(model, job()))
+    assert step_rows(seen) == [4, 4, 4]
+
+
+def test_a_request_whose_solver_breaks_fails_alone(model: CloudModel, monkeypatch: pytest.MonkeyPatch):
+    bad, good = job(1, 3), job(2, 3)
+    expected, whole = alone(model, good), Denoising.advance
+
+    def advance(self: Denoising, step: Any) -> None:
+        if self.plan is bad.plan and step.index == 1:
+            raise ValueError(self.request.candidates)
+        whole(self, step)
+
+    monkeypatch.setattr(Denoising, "advance", advance)
+    with engine_of(model) as (engine, _):
+        tickets = [engine.submit(one) for one in (bad, good)]
+        engine.start()
+        assert isinstance(failure(tickets[0]), errors.FailedError)
+        assert_near(tickets[1].future.result(LIMIT_S), expected)
+
+
+def told(error: BaseException | None) -> str:
+    """All that can be had from an error."""
+    assert error is not None
+    return repr(error) + "".join(traceback.format_exception(error)) + repr((error.__cause__, error.__context__))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, torch.OutOfMemoryError, MemoryError, errors.FailedError])
+def test_no_error_quotes_a_prompt(model: CloudModel, kind: type[Exception]):
+    """But for errors of the engine's own, which are made from fixed words."""
+    forward = Forward(model)
+    forward.always = raising(kind("a woman" if kind is not errors.FailedError else "fixed words"))
+    with engine_of(model, forward) as (engine, seen):
+        ticket = engine.submit(job())
+        engine.start()
+        assert "woman" not in told(failure(ticket))
+    assert not any("woman" in repr(e) for e in seen)
+
+
+# --- giving up
+
+
+def test_a_request_that_waits_is_cancelled_at_once(model: CloudModel):
+    forward = Forward(model, free=False)
+    with engine_of(model, forward, max_held_rows=4) as (engine, seen):
+        running, waiting = engine.submit(job(2)), engine.submit(job(2))
+        engine.start()
+        forward.reached()
+        assert (engine.load.requests_running, engine.load.requests_waiting) == (1, 1)
+        waiting.cancel()
+        assert isinstance(failure(waiting), errors.CancelledError)  # the other's step has not moved
+        assert (forward.calls, engine.load.requests_waiting) == (1, 0)
+        waiting.cancel()
+        forward.release()
+        assert running.future.result(LIMIT_S)
+        running.cancel()
+    assert kinds(seen).count("cancelled") == 1
+
+
+def test_a_request_that_runs_is_cancelled_at_the_next_step(model: CloudModel):
+    forward = Forward(model, free=False)
+    with engine_of(model, forward) as (engine, seen):
+        ticket, other = engine.submit(job(2, 5)), engine.submit(job(1, 5))
+        engine.start()
+        forward.reached()
+        ticket.cancel()
+        assert not ticket.future.done()
+        forward.release()
+        assert isinstance(failure(ticket), errors.CancelledError)
+        assert_near(other.future.result(LIMIT_S), alone(model, job(1, 5)))
+    assert step_rows(seen) == [6, 2, 2, 2, 2]
+
+
+def test_waiting_ends_in_time(model: CloudModel):
+    forward, now = Forward(model, free=False), [100.0]
+    with engine_of(model, forward, now, max_held_rows=4, queue_timeout_s=5.0) as (engine, seen):
+        running, waiting = engine.submit(job(2)), engine.submit(job(2))
+        engine.start()
+        forward.reached()
+        now[0] += 6.0
+        forward.go.release()
+        assert isinstance(failure(waiting), errors.QueueTimeoutError)
+        forward.release()
+        assert_near(running.future.result(LIMIT_S), alone(model, job(2)))
+    assert [e.values["reason"] for e in seen if e.kind == "timeout"] == ["queue"]
+
+
+def test_running_ends_in_time(model: CloudModel):
+    forward, now = Forward(model, free=False), [100.0]
+    with engine_of(model, forward, now, service_timeout_s=5.0) as (engine, seen):
+        late = engine.submit(job(2, 5))
+        engine.start()
+        forward.reached()
+        now[0] += 6.0
+        forward.go.release()
+        assert isinstance(failure(late), errors.ServiceTimeoutError)
+    assert [e.values["reason"] for e in seen if e.kind == "timeout"] == ["service"]
+    assert forward.calls == 1
+
+
+def test_what_is_more_than_may_wait_is_refused(model: CloudModel):
+    forward = Forward(model, free=False)
+    with engine_of(model, forward, max_held_rows=4, max_waiting_jobs=1) as (engine, seen):
+        tickets = [engine.submit(job(2)), engine.submit(job(2))]
+        engine.start()
+        forward.reached()
+        assert engine.load.full
+        with pytest.raises(errors.OverloadedError) as refused:
+            engine.submit(job(1))
+        assert refused.value.retry_after_s > 0
+        forward.release()
+        assert all(t.future.result(LIMIT_S) for t in tickets)
+        assert not engine.load.full
+    assert kinds(seen).count("queued") == 2
+
+
+def test_what_can_never_fit_is_refused(model: CloudModel):
+    with engine_of(model, max_held_rows=6, max_batch_rows=4) as (engine, _):
+        for wide in (job(4), job(5, 2, (SharedUnconditional(), PublishedReuse(2)))):
+            with pytest.raises(errors.FailedError, match="fewer candidates"):
+                engine.submit(wide)
+
+
+def test_closing_finishes_what_is_in_work(model: CloudModel):
+    with engine_of(model, max_held_rows=8) as (engine, _):
+        tickets = [engine.submit(job(2, client=client)) for client in "abcd"]
+        engine.start()
+        engine.close(LIMIT_S)
+        assert all(t.future.done() and t.future.result() for t in tickets)
+        with pytest.raises(errors.DrainingError):
+            engine.submit(job())
+
+
+def test_closing_without_patience_gives_up_after_the_step(model: CloudModel):
+    forward = Forward(model, free=False)
+    with engine_of(model, forward, max_held_rows=4) as (engine, _):
+        tickets = [engine.submit(job(2)), engine.submit(job(2))]
+        engine.start()
+        forward.reached()
+        closing = threading.Thread(target=engine.close, args=(0.0,))
+        closing.start()
+        until(lambda: engine._stopping)
+        forward.release()
+        assert all(isinstance(failure(t), errors.DrainingError) for t in tickets)
+        closing.join(LIMIT_S)
+    assert forward.calls == 1
+
+
+def test_closing_does_not_wait_for_a_step_that_hangs(model: CloudModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stepper, "_LAST_STEP_S", 0.01)
+    forward = Forward(model, free=False)
+    with engine_of(model, forward) as (engine, seen):
+        ticket = engine.submit(job(2, 1))
+        engine.start()
+        forward.reached()
+        engine.close(0.0)
+        assert isinstance(failure(ticket), errors.DrainingError)
+        forward.release()
+        engine._thread.join(LIMIT_S)  # it ends in peace
+    assert {"dead", "finished"}.isdisjoint(kinds(seen))
+
+
+def test_closed_before_it_started_it_leaves_nobody_waiting(model: CloudModel):
+    with engine_of(model) as (engine, _):
+        ticket = engine.submit(job())
+        engine.close(0.0)
+        assert isinstance(failure(ticket), errors.DrainingError)
+
+
+# --- plans from files, and the engine that a server builds
+
+
+CLASSES = """
+[[class]]
+candidates = 2
+handoff = 4
+shared_unconditional = 2
+
+[[class]]
+candidates = 4
+shared_unconditional = 0
+prefix = 4
+deep_cache = { depth = 2, every = 2, first = 4 }
+
+[[class]]
+tree = [2, 6]
+guidance_from = 3
+"""
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text, encoding="utf8")
+        return path
+
+    return write
+
+
+def test_a_request_gets_the_policies_of_the_first_class_that_it_fits(plan_file: Callable[[str], Path]):
+    planner = load_planner(plan_file(CLASSES), steps=FIRST_T, depth=DEPTH)
+    narrow, wide, more = job(2, 4), job(2, 5), job(5, 4)
+    assert planner.name == "mine"
+    assert planner.policies(narrow.request) == [SharedUnconditional(2)]
+    assert planner.policies(wide.request) == [SharedUnconditional(0), Prefix(4), DeepCache(2, (0, 1, 2, 3, 3))]
+    assert planner.policies(more.request) == [Tree((2, 6)), GuidanceFrom(3)]
+    for one in (narrow, wide, more):
+        assert planner(one.request) == build_plan(one.request, planner.policies(one.request))
+
+
+def test_step_numbers_are_scaled_to_the_requests_own_steps(plan_file: Callable[[str], Path]):
+    planner = load_planner(plan_file(CLASSES), steps=2 * FIRST_T, depth=DEPTH)  # for twice as many as are asked for
+    assert planner.policies(job(2, 4).request) == [SharedUnconditional(1)]
+    shared, prefix, cache = planner.policies(job(4, 6).request)
+    assert (shared, prefix) == (SharedUnconditional(0), Prefix(2))
+    assert cache == DeepCache.every(2, 2, 6, first=2)
+    assert planner.policies(job(5, 4).request) == [Tree((1, 3)), GuidanceFrom(1)]
+
+
+def test_what_fits_no_class_is_run_plain(plan_file: Callable[[str], Path]):
+    planner = load_planner(plan_file("[[class]]\ncandidates = 2\nprefix = 1\n"), FIRST_T, DEPTH, max_rows=3)
+    assert planner(job(3).request) == plain_plan(job(3).request, 3)
+
+
+@pytest.mark.parametrize("source", [PLAIN, "a-pair-without-a-file"])
+def test_plain_is_a_plan_and_that_of_pairs_without_one(source: str):
+    planner = load_planner(source, FIRST_T, DEPTH)
+    assert (planner.name, planner.classes) == (PLAIN, ())
+    assert planner(job(3).request) == plain_plan(job(3).request)
+
+
+@pytest.mark.parametrize("name", ["emoji", "realistic-vision", "sd14", "sd14-tiny", "sdxl", "lcm-sdxl"])
+def test_the_plans_that_come_with_it_can_be_read(name: str):
+    pair = load_pair(name)
+    assert load_planner(name, pair.steps, depth=9).classes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[class", "the plan mine is no TOML"),
+        ("prefix = 3", "must be a list of"),
+        ("[class]\nprefix = 3", "must be a list of"),
+        ("[[class]]\nsuffix = 3", "class 1: suffix is no policy; known are shared_unconditional, prefix"),
+        ("[[class]]\n[[class]]\nprefix = -1", "class 2: prefix is -1"),
+        ("[[class]]\nprefix = true", "prefix is True"),
+        ("[[class]]\nguidance_from = 1.5", "guidance_from is 1.5"),
+        ("[[class]]\ncandidates = 0", "candidates and handoff"),
+        ("[[class]]\ntree = [3, 1]", "a rising list"),
+        ("[[class]]\ntree = []", "a rising list"),
+        ("[[class]]\ndeep_cache = { depth = 2 }", "deep_cache must be"),
+        ("[[class]]\ndeep_cache = { depth = 2, every = 0 }", "deep_cache must be"),
+        ("[[class]]\ndeep_cache = { depth = 2, every = 2, last = 3 }", "deep_cache must be"),
+        ("[[class]]\ndeep_cache = { depth = 5, every = 2 }", "has depth 5; this UNet has 4 up layers"),
+    ],
+)
+def test_a_plan_that_means_nothing_is_refused_by_name(plan_file: Callable[[str], Path], text: str, said: str):
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_planner(plan_file(text), FIRST_T, DEPTH)
+
+
+def test_a_plan_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="cannot be read"):
+        load_planner(tmp_path / "absent.toml", FIRST_T, DEPTH)
+
+
+def served(model: CloudModel, planner: Planner, jobs: Sequence[Job], **options: Any) -> list[Response]:
+    """From the engine that a server builds."""
+    limits = Limits(max_rows=options.pop("max_rows", 16))
+    engine = step_engine(model, PAIR, limits, planner, **options)
+    try:
+        return answers(engine, jobs)
+    finally:
+        engine.close(LIMIT_S)
+
+
+def planned(planner: Planner, jobs: Sequence[Job]) -> list[Job]:
+    return [replace(one, plan=planner(one.request)) for one in jobs]
+
+
+@pytest.mark.parametrize("text", ["", CLASSES], ids=["plain", "policies"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_server_warms_its_engine_up_and_answers(
+    model: CloudModel, plan_file: Callable[[str], Path], text: str, deterministic: bool
+):
+    planner = load_planner(plan_file(text) if text else PLAIN, PAIR.steps, DEPTH, max_rows=16)
+    jobs = planned(planner, [job(2, 3), job(3, 4), job(5, 2)])
+    together = served(model, planner, jobs, deterministic=deterministic)
+    for one, got in zip(jobs, together, strict=True):
+        assert_near(got, alone(model, one))
+    if deterministic:
+        assert together[1].encode() == served(model, planner, [jobs[1]], deterministic=True)[0].encode()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+def test_compiled_it_answers_the_same(small_folder: Path):
+    """With one graph, of three rows."""
+    small = load_model(PAIR, "cpu", "float32", small_folder)
+    planner = load_planner(PLAIN, PAIR.steps, small.layered.depth, max_rows=3)
+    jobs = planned(planner, [job(1, 3), job(2, 2)])
+    compiled = served(small, planner, jobs, compiled=True, deterministic=True, max_rows=3)
+    for one, got in zip(jobs, compiled, strict=True):
+        assert_near(got, alone(small, one))
+
+
+@pytest.mark.slow
+def test_as_many_parts_and_sizes_as_are_served_can_be_compiled(small_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Traced, not compiled: what counts here is that PyTorch does not give up after its default of eight variants."""
+    small, whole = load_model(PAIR, "cpu", "float32", small_folder), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: whole(f, backend="eager", **options))
+    planner = load_planner(PLAIN, PAIR.steps, small.layered.depth, max_rows=24)
+    jobs = planned(planner, [job(1, 1)])
+    (got,) = served(small, planner, jobs, compiled=True, max_rows=24)  # nine sizes
+    assert_near(got, alone(small, jobs[0]))
