@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -745,7 +746,12 @@ def test_compiled_it_answers_the_same(small_folder: Path):
 def test_as_many_parts_and_sizes_as_are_served_can_be_compiled(small_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Traced, not compiled: what counts here is that PyTorch does not give up after its default of eight variants."""
     small, whole = load_model(PAIR, "cpu", "float32", small_folder), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, **options: whole(f, backend="eager", **options))
+
+    @wraps(whole)
+    def traced(f: Any, mode: str, **options: Any) -> Any:
+        return whole(f, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
     planner = load_planner(PLAIN, PAIR.steps, small.layered.depth, max_rows=24)
     jobs = planned(planner, [job(1, 1)])
     (got,) = served(small, planner, jobs, compiled=True, max_rows=24)  # nine sizes
