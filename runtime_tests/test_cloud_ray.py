@@ -167,7 +167,8 @@ def test_ray_takes_the_settings_and_not_its_defaults():
     config = made._deployment_config
     assert (config.autoscaling_config.min_replicas, config.autoscaling_config.max_replicas) == (2, 4)
     assert config.autoscaling_config.target_ongoing_requests == 10
-    assert config.autoscaling_config.policy.get_policy() is replicas_wanted
+    chosen = config.autoscaling_config.policy.get_policy()  # Ray unpickles a copy of it
+    assert (chosen.__module__, chosen.__name__) == (replicas_wanted.__module__, replicas_wanted.__name__)
     assert config.graceful_shutdown_timeout_s == 100.0
     assert deployment_settings(ServeOptions(ray_cpus=2.0), gpus=False)["ray_actor_options"] == {"num_cpus": 2.0}
 
