@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,10 @@ def first(schedule: Schedule, seeds: list[int], pair: Pair) -> Float32:
 
 
 def device_steps(
-    sides: Sides, setting: Setting, prompts: list[str], x: Float32, start: int, x0: Float32 | None
+    bundle: Bundle, steps: int, setting: Setting, prompts: Sequence[str], x: Float32, start: int, x0: Float32 | None
 ) -> Float32:
-    """The device's steps for many pictures at once, on the bundle's UNet; latents of the last step."""
-    bundle, schedule = sides.bundle, sides.bundle.schedule(setting.solver, sides.pair.steps)
+    """The device's steps from `start` of `steps` on, for many pictures at once; latents of the last step."""
+    schedule = bundle.schedule(setting.solver, steps)
     text = np.concatenate([bundle.encode(prompt) for prompt in prompts])
     empty = np.repeat(bundle.encode(""), len(prompts), axis=0)
     unet = bundle.session("unet")
@@ -129,10 +130,12 @@ def pictures(sides: Sides, setting: Setting, rows: list[dict[str, Any]], methods
                 x = kept[steps][0]
             elif method == "device":
                 schedule = sides.bundle.schedule(setting.solver, steps)
-                x = device_steps(sides, setting, prompts, first(schedule, seeds, sides.pair), 0, None)
+                x = device_steps(sides.bundle, steps, setting, prompts, first(schedule, seeds, sides.pair), 0, None)
             else:
                 latents, x0 = kept[handoffs[method]]
-                x = device_steps(sides, setting, prompts, latents, handoffs[method], x0 if setting.history else None)
+                x = device_steps(
+                    sides.bundle, steps, setting, prompts, latents, handoffs[method], x0 if setting.history else None
+                )
             images = np.stack([sides.bundle.decode(latent) for latent in x])
             drawn.setdefault(method, np.empty((len(rows), *images.shape[1:]), np.uint8))[part] = images
     return drawn

@@ -18,9 +18,10 @@ from obclip.cloud.plan import Plan, Policy, build_plan
 from obclip.core.pairs import Pair
 from obclip.core.wire import Request
 from obclip.edge import Bundle
-from obclip.edge.sessions import scalar
 from obclip.export.classifier import Classifier
 from obclip.export.classifier.measure import hits
+
+from .pair_quality import Setting, device_steps
 
 STYLES = ("noto", "twemoji", "fluent", "fluent 3d", "fluent flat", "blob", "noto classic", "emojitwo")
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -75,17 +76,8 @@ def request_for(pair: Pair, prompts: Sequence[str], k: int, seed: int) -> Reques
 
 def finish(bundle: Bundle, pair: Pair, prompts: Sequence[str], latents: NDArray[np.float16], k: int) -> Images:
     """The device's steps and decoder for every candidate: uint8 [N, H, W, 3]."""
-    schedule, unet = bundle.schedule(pair.solver, pair.steps), bundle.session("unet")
-    text = np.concatenate([bundle.encode(prompt) for prompt in prompts])
-    empty = np.repeat(bundle.encode(""), len(prompts), axis=0)
-    x, x0 = latents.astype(np.float32), None
-    for i in range(k, schedule.steps):
-        t = scalar(float(schedule.timesteps[i]))
-        output = unet.run(sample=x, timestep=t, encoder_hidden_states=text)["out_sample"]
-        if pair.guidance != 1.0:
-            negative = unet.run(sample=x, timestep=t, encoder_hidden_states=empty)["out_sample"]
-            output = negative + np.float32(pair.guidance) * (output - negative)
-        x, x0 = schedule.step(i, x, output, x0, None)
+    setting = Setting(pair.solver, False, pair.guidance)
+    x = device_steps(bundle, pair.steps, setting, prompts, latents.astype(np.float32), k, None)
     return np.stack([bundle.decode(latent) for latent in x])
 
 

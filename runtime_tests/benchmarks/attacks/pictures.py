@@ -67,7 +67,9 @@ def rounds(count: int, seed: int) -> tuple[Round, ...]:
 
 def finish(prompts: list[str], latents: Float32, k: int) -> Pictures:
     """What a device draws from latents [M, 4, h, w] of step k with its own prompts: uint8 [M, H, W, 3]."""
-    return decode(device_steps(sides(), setting(), prompts, latents.astype(np.float32), k, None))
+    return decode(
+        device_steps(sides().bundle, sides().pair.steps, setting(), prompts, latents.astype(np.float32), k, None)
+    )
 
 
 def decode(latents: Float32) -> Pictures:
