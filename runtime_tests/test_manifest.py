@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from obclip.core.errors import BundleError, InputError, RunError
 from obclip.core.files import atomic_folder, atomic_write_bytes, check_writable
-from obclip.core.manifest import NAME, Component, Manifest, list_files
+from obclip.core.manifest import NAME, Component, Manifest, Variant, list_files
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_damaged_files_are_named(bundle: Path, damage, word: str):
     "edit",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace('"schema": 1', '"schema": 2'),
+        lambda text: text.replace('"schema": 2', '"schema": 99'),
         lambda text: "[]",
         lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "files"}),
         lambda text: json.dumps({**json.loads(text), "surprise": 1}),
@@ -146,3 +147,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         atomic_write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_variants_are_read_back_and_a_manifest_without_them_has_none(bundle: Path):
+    one = Manifest.read(bundle)
+    assert one.variants == ()
+    variant = Variant(
+        "unet", "shallow", "int8", "cpu", "unet/cpu_int8_shallow.onnx", {"sample": [1, 4, 8, 8]},
+        {"out_sample": [1, 4, 8, 8]}, {"psnr_db": 31.5},
+    )  # fmt: skip
+    replace(one, variants=(variant,)).write(bundle)
+    assert Manifest.read(bundle).variants == (variant,)

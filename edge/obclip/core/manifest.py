@@ -11,7 +11,8 @@ from obclip.core.errors import BundleError
 from obclip.core.files import atomic_write_bytes, sha256_file
 
 NAME = "obclip.json"
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)  # 1 had no variants
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,26 @@ class Component:
     file: str
     precision: str
     opset: int
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    verification: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another graph of a component, beside its `model.onnx` and on the same external data.
+
+    role: "whole" has the component's own interface; of the UNet there are also "time" and "text", which compute once
+    what does not change from step to step or with the latents, and the passes that take it: "full" (returns the
+    features that a cached step wants, too) and "shallow" (takes them). "tiny" is a cheaper decoder.
+    precision: fp32, fp16, int8, w8 or w8a16. target: the kind of provider it is made for, "any" for all.
+    """
+
+    component: str
+    role: str
+    precision: str
+    target: str
+    file: str
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
     verification: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +82,7 @@ class Manifest:
     components: tuple[Component, ...]
     files: tuple[FileEntry, ...]
     tool_versions: dict[str, str] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
     schema: int = SCHEMA
 
     def component(self, name: str) -> Component:
@@ -83,12 +105,13 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
         schema = values.get("schema") if isinstance(values, dict) else None
-        if schema != SCHEMA:
+        if schema not in READABLE:
             raise BundleError(f"{path}: schema is {schema!r}, wanted {SCHEMA}; export the bundle with this version")
         try:
             components = tuple(Component(**c) for c in values.pop("components"))
             files = tuple(FileEntry(**f) for f in values.pop("files"))
-            return cls(components=components, files=files, **values)
+            variants = tuple(Variant(**v) for v in values.pop("variants", ()))
+            return cls(components=components, files=files, variants=variants, **values)
         except (KeyError, TypeError) as error:
             raise BundleError(f"{path} is incomplete ({error}); export the bundle again") from error
 
