@@ -1,0 +1,1 @@
+"""Graphs for the accelerators of phones and laptops: what each provider takes, and rewrites towards it."""
