@@ -83,6 +83,33 @@ def test_a_busy_cloud_gets_the_same_bytes_again():
     assert naps == [3.0, 2.0, 4.0]
 
 
+def test_a_cloud_that_goes_down_in_mid_answer_gets_the_same_bytes_once_it_is_back():
+    gone = [httpx.RemoteProtocolError("closed"), *[httpx.ConnectError("refused")] * 3, httpx.ReadError("reset")]
+    busy = [problem("out-of-memory"), problem("queue-timeout"), httpx.Response(502, content=b"<html>")]
+    cloud = Cloud(*gone, *busy, httpx.Response(200, content=response()))
+    client, naps = client_of(cloud, patience_s=120)
+    client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
+    assert len(cloud.seen) == 9
+    assert all(seen == cloud.seen[0] for seen in cloud.seen)
+    assert naps == [1, 2, 4, 8, 8, 8, 8, 8]
+
+
+def test_a_cloud_that_stays_away_is_given_up_after_the_patience():
+    client, naps = client_of(Cloud(httpx.ReadError("reset"), *[httpx.ConnectError("refused")] * 50), patience_s=20)
+    with pytest.raises(CloudUnreachableError, match="no cloud answers"):
+        client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
+    assert sum(naps) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("slug", ["internal", "not-finite", "service-timeout"])
+def test_what_would_fail_again_is_not_sent_again(slug: str):
+    cloud = Cloud(problem(slug))
+    client, naps = client_of(cloud)
+    with pytest.raises(CloudResponseError):
+        client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
+    assert (len(cloud.seen), naps) == (1, [])
+
+
 def test_patience_ends():
     client, naps = client_of(Cloud(*[problem("overloaded")] * 50), patience_s=10)
     with pytest.raises(CloudUnreachableError, match="busy"):

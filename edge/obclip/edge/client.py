@@ -24,7 +24,9 @@ from obclip.core.schedule import Schedule, build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.core.wire import CAPABILITIES_PATH, DENOISE_PATH, Capabilities, Request, Response
 
-_RETRIED = (429, 503)
+_RETRIED = (429, 502, 503)
+_RETRIED_KINDS = ("out-of-memory", "queue-timeout")  # with other statuses; the next try may find the cloud free
+_REFUSED_S = 2.0  # how long a cloud that nothing has been heard of yet is waited for
 _SLACK_BYTES = 65_536
 
 
@@ -35,7 +37,7 @@ class Client:
     redirects not followed, so that requests go where `url` says. A retry sends the same bytes again.
 
     token: sent as a bearer token, by default OBCLIP_TOKEN. timeout_s: for a whole answer; connecting gets 10.
-    patience_s: how long a busy or starting cloud is waited for, in all. transport: for tests.
+    patience_s: how long a cloud that is busy, starting, or lost in mid-answer is waited for, in all. transport: for tests.
     """
 
     def __init__(
@@ -113,28 +115,38 @@ class Client:
         return response
 
     def _exchange(self, method: str, path: str, body: bytes, limit: int) -> bytes:
-        """One request, sent again unchanged while the cloud is busy or not yet up, for `patience_s` at most."""
-        waited, refused_s, delay = 0.0, 0.0, 0.5
+        """One request, sent again unchanged while the cloud is busy, coming up or gone, for `patience_s` at most.
+
+        A connection that breaks before the whole answer is here counts as a cloud that is gone: nothing of such an
+        answer is used, and the cloud learns no more from the same bytes a second time.
+        """
+        waited, delay, heard = 0.0, 0.5, False
         while True:
             delay = min(delay * 2, 8.0)
+            retry_after = None
             try:
                 status, retry_after, answer = self._once(method, path, body, limit)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if refused_s >= min(self.patience_s, 2.0):
-                    raise CloudUnreachableError(f"no cloud answers at {self.url} ({error}); is it running?") from error
-                nap = min(delay, self.patience_s)
-                refused_s += nap
+                patience = self.patience_s if heard else min(self.patience_s, _REFUSED_S)
+                failure = CloudUnreachableError(f"no cloud answers at {self.url} ({error}); is it running?")
             except httpx.TimeoutException as error:
                 raise CloudUnreachableError(f"the cloud at {self.url} did not answer in time; try again") from error
+            except httpx.TransportError as error:
+                heard, patience = True, self.patience_s
+                failure = CloudUnreachableError(f"the connection to {self.url} broke ({error}); try again")
             except httpx.HTTPError as error:
-                raise CloudUnreachableError(f"the connection to {self.url} broke ({error}); try again") from error
+                raise CloudUnreachableError(f"the answer of {self.url} cannot be read ({error})") from error
             else:
                 if status == 200:
                     return answer
-                if status not in _RETRIED or waited >= self.patience_s:
-                    raise _error(Problem.decode(answer, status), retry_after)
-                nap = min(delay if retry_after is None else max(retry_after, 0.5), self.patience_s - waited)
-                waited += nap
+                heard, patience, problem = True, self.patience_s, Problem.decode(answer, status)
+                if status not in _RETRIED and problem.slug not in _RETRIED_KINDS:
+                    raise _error(problem, retry_after)
+                failure = _error(problem, retry_after)
+            if waited >= patience:
+                raise failure
+            nap = min(delay if retry_after is None else max(retry_after, 0.5), self.patience_s - waited)
+            waited += nap
             self._sleep(nap)
 
     def _once(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
