@@ -178,6 +178,12 @@ class Machine(RuleBasedStateMachine):
                     self.end(i, "too_wide")
         self.check_told(self.scheduler.shrink(self.cap))
 
+    @precondition(lambda self: self.cap < CAP)
+    @rule()
+    def grow(self) -> None:
+        self.cap = min(2 * self.cap, CAP)
+        self.scheduler.grow(self.cap)
+
     def check_batch(self, batch: Batch) -> None:
         assert 0 < batch.rows <= self.cap
         took = {e.job_id: e for e in batch.entries}

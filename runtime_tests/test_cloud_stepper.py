@@ -37,6 +37,7 @@ from obclip.cloud.policies import (
     SharedUnconditional,
     Tree,
 )
+from obclip.cloud.runner import Outcome
 from obclip.cloud.scheduler import Scheduler, SchedulerLimits
 from obclip.cloud.stepper import StepEngine
 from obclip.cloud.work import Event, Job, Ticket
@@ -348,6 +349,20 @@ def test_after_out_of_memory_batches_are_half_as_wide(model: CloudModel):
     assert [e.values["rows"] for e in seen if e.kind == "oom"] == [6]
     assert step_rows(seen) == [6, 2] * 3
     assert kinds(seen).count("failed") == 4
+
+
+def test_batches_grow_again_once_all_has_gone_well_for_long(model: CloudModel):
+    forward = Forward(model)
+    with engine_of(model, forward, max_batch_rows=12, max_held_rows=24) as (engine, seen):
+        engine._after(Outcome(overflow=12))
+        for _ in range(255):
+            engine._after(Outcome())
+        tickets = [engine.submit(job(2, client=c)) for c in "abc"]  # twelve rows a step
+        engine.start()  # the first batch, of six rows, is the last that is wanted
+        for one in tickets:
+            assert_near(one.future.result(LIMIT_S), alone(model, job(2, client="a")))
+    assert step_rows(seen)[0] == 6
+    assert max(step_rows(seen)) == 12
 
 
 def test_out_of_memory_does_not_keep_the_batch_in_memory(model: CloudModel, monkeypatch: pytest.MonkeyPatch):

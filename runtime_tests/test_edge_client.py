@@ -85,7 +85,7 @@ def test_a_busy_cloud_gets_the_same_bytes_again():
 
 def test_a_cloud_that_goes_down_in_mid_answer_gets_the_same_bytes_once_it_is_back():
     gone = [httpx.RemoteProtocolError("closed"), *[httpx.ConnectError("refused")] * 3, httpx.ReadError("reset")]
-    busy = [problem("out-of-memory"), problem("queue-timeout"), httpx.Response(502, content=b"<html>")]
+    busy = [problem("out-of-memory"), problem("queue-timeout"), httpx.Response(500, content=b"<html>")]
     cloud = Cloud(*gone, *busy, httpx.Response(200, content=response()))
     client, naps = client_of(cloud, patience_s=120)
     client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)

@@ -138,6 +138,13 @@ class Scheduler:
                     self._end(run, run.stop)
         return self.take_ended()
 
+    def grow(self, max_batch_rows: int) -> None:
+        """Make batches of up to so many rows again. ValueError unless it is from what it was to the limit."""
+        if not self._cap <= max_batch_rows <= self.limits.max_batch_rows:
+            most = self.limits.max_batch_rows
+            raise ValueError(f"max_batch_rows is {self._cap}; it can grow to {most}, not be {max_batch_rows}")
+        self._cap = max_batch_rows
+
     @property
     def _held(self) -> int:
         return sum(c.held for c in self._turns.active)

@@ -19,6 +19,7 @@ from obclip.cloud.faults import classify, fresh
 from obclip.cloud.live import OUTCOMES, Live
 from obclip.cloud.logs import Log
 from obclip.cloud.model import CloudModel
+from obclip.cloud.rowcap import RowCap
 from obclip.cloud.runner import Outcome, Runner
 from obclip.cloud.scheduler import Batch, Done, Full, Scheduler, SchedulerLimits
 from obclip.cloud.work import Engine, Event, EventKind, Job, Load, Span, Ticket, ignore
@@ -45,7 +46,7 @@ class StepEngine:
         self.on_event: Callable[[Event], None] = ignore
         self._runner = Runner(model, batcher or Batcher(model.layered))
         self._scheduler, self._warm_up, self._clock = Scheduler(limits), warm_up, clock
-        self._rows_cap = limits.max_batch_rows
+        self._cap = RowCap(limits.max_batch_rows)
         self._live: dict[int, Live] = {}
         self._next_id = 0
         self._refusal: RunError | None = None  # why nothing more is taken in
@@ -83,6 +84,7 @@ class StepEngine:
             except Full as full:
                 raise errors.OverloadedError(str(full), full.retry_after_s) from None
             except ValueError as error:
+                self._grow()  # it may be all that is asked for, and no batch ever run that went well
                 raise errors.FailedError(str(error)) from None
             live.future.set_running_or_notify_cancel()  # from here on it ends by this engine's hand alone
             self._live[number] = live
@@ -181,14 +183,20 @@ class StepEngine:
         self._fail(outcome.failed)
         if outcome.overflow is not None:
             self._halve(outcome.overflow)
+        elif not outcome.failed:
+            self._grow()
 
     def _halve(self, rows: int) -> None:
-        """After out-of-memory in a batch of `rows`: half as many in a batch from now on."""
+        """After out-of-memory in a batch of `rows`: half as many in a batch, until it has gone well for long."""
         with self._changed:
-            self._rows_cap = max(1, min(self._rows_cap, rows) // 2)
-            done = self._scheduler.shrink(self._rows_cap)
-        self._tell("oom", rows=self._rows_cap)
+            done = self._scheduler.shrink(self._cap.overflow(rows))
+        self._tell("oom", rows=self._cap.rows)
         self._report(done)
+
+    def _grow(self) -> None:
+        with self._changed:
+            if (cap := self._cap.good()) is not None:
+                self._scheduler.grow(cap)
 
     def _die(self, error: RunError) -> None:
         """End all requests, and everything."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 MEDIA_TYPE = "application/problem+json"
 _BASE = "https://obclip.dev/problems/"
+_ELSEWHERE = "about:blank"  # RFC 9457 section 4.2.1: says no more than the status does
 
 # slug -> (HTTP status, title); the type URI is the stable part
 KINDS: dict[str, tuple[int, str]] = {
@@ -51,14 +52,19 @@ class Problem:
     def slug(self) -> str:
         return self.type.removeprefix(_BASE)
 
+    @property
+    def from_elsewhere(self) -> bool:
+        """Whether something on the way answered, a proxy say, and not the server itself."""
+        return self.type == _ELSEWHERE
+
     def encode(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
     def decode(cls, body: bytes, status: int) -> Problem:
-        """Read a problem document; anything else becomes an 'internal' problem that quotes the HTTP status."""
+        """Read a problem document; anything else becomes one `from_elsewhere` that quotes the HTTP status."""
         try:
             values = json.loads(body)
             return cls(str(values["type"]), str(values["title"]), status, str(values.get("detail", "")))
         except (ValueError, KeyError, TypeError):
-            return cls(_BASE + "internal", f"HTTP status {status}", status, "the answer is not a problem document")
+            return cls(_ELSEWHERE, f"HTTP status {status}", status, "the answer is not a problem document")

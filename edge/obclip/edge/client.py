@@ -128,7 +128,7 @@ class Client:
                 status, retry_after, answer = self._once(method, path, body, limit)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 patience = self.patience_s if heard else min(self.patience_s, _REFUSED_S)
-                failure = CloudUnreachableError(f"no cloud answers at {self.url} ({error}); is it running?")
+                failure: CloudError = CloudUnreachableError(f"no cloud answers at {self.url} ({error}); is it running?")
             except httpx.TimeoutException as error:
                 raise CloudUnreachableError(f"the cloud at {self.url} did not answer in time; try again") from error
             except httpx.TransportError as error:
@@ -140,7 +140,8 @@ class Client:
                 if status == 200:
                     return answer
                 heard, patience, problem = True, self.patience_s, Problem.decode(answer, status)
-                if status not in _RETRIED and problem.slug not in _RETRIED_KINDS:
+                gone = status >= 500 and problem.from_elsewhere  # a proxy in front of a server that is not there
+                if status not in _RETRIED and problem.slug not in _RETRIED_KINDS and not gone:
                     raise _error(problem, retry_after)
                 failure = _error(problem, retry_after)
             if waited >= patience:
