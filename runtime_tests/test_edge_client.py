@@ -101,6 +101,19 @@ def test_a_cloud_that_stays_away_is_given_up_after_the_patience():
     assert sum(naps) == pytest.approx(20)
 
 
+def test_a_cloud_that_was_there_is_waited_for_and_one_that_never_was_is_not():
+    client, naps = client_of(Cloud(*[httpx.ConnectError("refused")] * 50), patience_s=20)
+    with pytest.raises(CloudUnreachableError, match="is it running"):
+        client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
+    assert sum(naps) <= 4
+    cloud = Cloud(httpx.Response(200, content=OFFER.encode()), *[httpx.ConnectError("refused")] * 4)
+    cloud.answers.append(httpx.Response(200, content=response()))
+    client, naps = client_of(cloud, patience_s=60)
+    client.capabilities()
+    client.denoise(REQUEST, SCHEDULE, PAIR.latent_shape)
+    assert naps == [1, 2, 4, 8]
+
+
 @pytest.mark.parametrize("slug", ["internal", "not-finite", "service-timeout"])
 def test_what_would_fail_again_is_not_sent_again(slug: str):
     cloud = Cloud(problem(slug))

@@ -22,9 +22,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import httpx
@@ -95,15 +96,21 @@ class Load:
         self.at_once, self.reference = at_once, dict[int, np.ndarray]()
         self.schedule = Bundle.open("emoji", verify=False).schedule(PAIR.solver, PAIR.steps)
         self.answered = threading.Semaphore(0)
+        self.devices: Queue[Client] = Queue()
 
     def run(self, url: str, seen: Seen) -> None:
-        with ThreadPoolExecutor(self.at_once) as pool:
+        """The devices are there, and have shaken hands, before the load begins."""
+        with ThreadPoolExecutor(self.at_once) as pool, ExitStack() as open_clients:
+            for _ in range(self.at_once):
+                client = open_clients.enter_context(Client(url, timeout_s=LIMIT_S, patience_s=20.0))
+                client.capabilities()
+                self.devices.put(client)
             list(pool.map(lambda i: self._one(url, i, seen), range(len(self.requests))))
 
     def _one(self, url: str, i: int, seen: Seen) -> None:
         request = self.requests[i]
         try:
-            latents, what = self._device(url, request) if i % 2 else self._plain(url, request)
+            latents, what = self._device(request) if i % 2 else self._plain(url, request)
         finally:
             self.answered.release()
         (seen.device if i % 2 else seen.plain)[what] += 1
@@ -120,12 +127,14 @@ class Load:
             return None, f"{answer.status_code} {Problem.decode(answer.content, answer.status_code).slug}"
         return Response.decode(answer.content, request, PAIR.latent_shape).latents, "200"
 
-    def _device(self, url: str, request: Request) -> tuple[Any, str]:
-        with Client(url, timeout_s=LIMIT_S, patience_s=20.0) as client:
-            try:
-                return client.denoise(request, self.schedule, PAIR.latent_shape).latents, "picture"
-            except CloudError as error:
-                return None, type(error).__name__
+    def _device(self, request: Request) -> tuple[Any, str]:
+        client = self.devices.get(timeout=LIMIT_S)
+        try:
+            return client.denoise(request, self.schedule, PAIR.latent_shape).latents, "picture"
+        except CloudError as error:
+            return None, type(error).__name__
+        finally:
+            self.devices.put(client)
 
     def wait_for(self, answers: int) -> None:
         for _ in range(answers):
@@ -250,7 +259,7 @@ def play(name: str, load: Load, folder: Path) -> Seen:
     scenario, seen = SCENARIOS[name], Seen(name)
     arguments = ["--fault", scenario.fault, "--calls", *map(str, scenario.calls)] if scenario.fault else []
     server, started = Process(folder, arguments), time.monotonic()
-    load.answered = threading.Semaphore(0)
+    load.answered, load.devices = threading.Semaphore(0), Queue()
     try:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(load.run, server.url, seen)
@@ -284,7 +293,7 @@ def main() -> int:
             seen = play(name, load, folder)
             complaints = SCENARIOS[name].complaints(seen)
             wrong += bool(complaints)
-            rows.append(asdict(seen) | {"complaints": complaints})
+            rows.append(vars(seen) | {"complaints": complaints})
             print(f"{name} ({seen.seconds:.1f} s, exit code {seen.exit_code}{', ' + seen.note if seen.note else ''})")
             for who, found in (("plain", seen.plain), ("device", seen.device)):
                 print(f"    {who:7}" + ", ".join(f"{count} x {what}" for what, count in found.most_common()))

@@ -26,7 +26,7 @@ from obclip.core.wire import CAPABILITIES_PATH, DENOISE_PATH, Capabilities, Requ
 
 _RETRIED = (429, 502, 503)
 _RETRIED_KINDS = ("out-of-memory", "queue-timeout")  # with other statuses; the next try may find the cloud free
-_REFUSED_S = 2.0  # how long a cloud that nothing has been heard of yet is waited for
+_REFUSED_S = 2.0  # how long a cloud that has never been heard of is waited for
 _SLACK_BYTES = 65_536
 
 
@@ -37,7 +37,7 @@ class Client:
     redirects not followed, so that requests go where `url` says. A retry sends the same bytes again.
 
     token: sent as a bearer token, by default OBCLIP_TOKEN. timeout_s: for a whole answer; connecting gets 10.
-    patience_s: how long a cloud that is busy, starting, or lost in mid-answer is waited for, in all. transport: for tests.
+    patience_s: how long a cloud that is busy, starting or lost in mid-answer is waited for. transport: for tests.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Client:
         if not (token.isascii() and token.isprintable()):
             raise InputError("the token has characters that cannot be sent; it must be printable ASCII")
         self.timeout_s = timeout_s
+        self._heard = False  # anything of the cloud, by this client
         self._http = httpx.Client(
             base_url=self.url,
             headers={"User-Agent": "obclip"} | ({"Authorization": f"Bearer {token}"} if token else {}),
@@ -120,26 +121,27 @@ class Client:
         A connection that breaks before the whole answer is here counts as a cloud that is gone: nothing of such an
         answer is used, and the cloud learns no more from the same bytes a second time.
         """
-        waited, delay, heard = 0.0, 0.5, False
+        waited, delay = 0.0, 0.5
         while True:
             delay = min(delay * 2, 8.0)
             retry_after = None
             try:
                 status, retry_after, answer = self._once(method, path, body, limit)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                patience = self.patience_s if heard else min(self.patience_s, _REFUSED_S)
+                patience = self.patience_s if self._heard else min(self.patience_s, _REFUSED_S)
                 failure: CloudError = CloudUnreachableError(f"no cloud answers at {self.url} ({error}); is it running?")
             except httpx.TimeoutException as error:
                 raise CloudUnreachableError(f"the cloud at {self.url} did not answer in time; try again") from error
             except httpx.TransportError as error:
-                heard, patience = True, self.patience_s
+                self._heard, patience = True, self.patience_s
                 failure = CloudUnreachableError(f"the connection to {self.url} broke ({error}); try again")
             except httpx.HTTPError as error:
                 raise CloudUnreachableError(f"the answer of {self.url} cannot be read ({error})") from error
             else:
+                self._heard, patience = True, self.patience_s
                 if status == 200:
                     return answer
-                heard, patience, problem = True, self.patience_s, Problem.decode(answer, status)
+                problem = Problem.decode(answer, status)
                 gone = status >= 500 and problem.from_elsewhere  # a proxy in front of a server that is not there
                 if status not in _RETRIED and problem.slug not in _RETRIED_KINDS and not gone:
                     raise _error(problem, retry_after)
