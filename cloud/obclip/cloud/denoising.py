@@ -110,11 +110,12 @@ class Denoising:
         return x.to(self.model.dtype), inputs, kept
 
     def take(self, one: Pass, start: int, stop: int, output: torch.Tensor, features: Features) -> None:
-        """What the UNet gave for rows [start, stop) of a pass."""
+        """What the UNet gave for rows [start, stop) of a pass. Features are copied: a view would keep the whole batch's
+        in memory, other requests' among them, until the last request that was in it ends."""
         for i, row in enumerate(one.rows[start:stop]):
             self.outputs[row] = output[i]
             for name, value in features.items():
-                self.features[row, name] = value[i]
+                self.features[row, name] = value[i].clone()
 
     def advance(self, step: Step) -> None:
         """The solver's step, once all passes of `step` have run: guidance, then every candidate's latents."""
