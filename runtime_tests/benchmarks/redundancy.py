@@ -5,7 +5,8 @@
 
 Writes redundancy.json and redundancy.png: (a) relative change of what enters each up layer since the step before, (b)
 its relative distance between candidates, (c) cross-attention of every candidate to the words in which they differ.
-(a) says which layers a cache may hold and from which step; (b) until when candidates may share.
+(a) says which layers a cache may hold and from which step; (b) until when candidates may share. `choose` turns them
+into the numbers of a plan. A model with random weights has no redundancy worth measuring: weights must be real.
 """
 
 from __future__ import annotations
@@ -33,11 +34,19 @@ from .server_fidelity import candidate_sets, request_for
 
 Float64 = NDArray[np.float64]
 
+# Relative drifts up to which something is reused. On the embedded pair these give the paper's r and s and the plan that
+# server_cost found best; for another pair they are where to begin, and its own pictures decide.
+ATTENTION_DRIFT = 0.2  # what attention adds, from step r to the hand-off
+SKIP_DRIFT = 0.125  # the skips and deep features, from step s to the hand-off
+REFRESH_DRIFT = 0.05  # deep features, from one whole pass to the next
+LATENTS_APART = 0.1  # candidates' latents from their mean, behind the steps in which one neutral row stands for all
+
 
 @torch.inference_mode()
-def measure(model: CloudModel, pair: Pair, prompts: list[str], seed: int) -> tuple[Float64, Float64, Float64]:
-    """temporal, between: float64 [up layers, T], nan at step 0 of the first. maps: [T, N, tokens, pixels], their mean
-    over layers of the coarsest attended resolution and heads."""
+def measure(model: CloudModel, pair: Pair, prompts: list[str], seed: int) -> tuple[Float64, Float64, Float64, Float64]:
+    """temporal, between: float64 [up layers, T], nan at step 0 of the first. apart: [T], relative distance of the
+    candidates' latents from their mean behind each step. maps: [T, N, tokens, pixels], their mean over layers of the
+    coarsest attended resolution and heads."""
     request = request_for(pair, prompts, pair.steps, seed)
     depth = model.layered.depth
     keep = Keep(tuple(range(1, depth + 1)))
@@ -46,10 +55,12 @@ def measure(model: CloudModel, pair: Pair, prompts: list[str], seed: int) -> tup
     state = Denoising(model, pair, request, Plan(plain.candidates, steps))
     rows = [r for r in steps[0].rows if r.branch is Branch.CONDITIONAL]
     temporal, between = np.full((depth, pair.steps), np.nan), np.zeros((depth, pair.steps))
+    apart = np.zeros(pair.steps)
     before: list[torch.Tensor] | None = None
     with Maps(model, len(steps[0].rows)) as maps:
         for step in steps:
             run_step(state, step)
+            apart[step.index] = float((state.x - state.x.mean(0)).norm() / state.x.norm())
             now = [torch.stack([state.features[row, f"up.{i}"].float() for row in rows]) for i in range(depth)]
             for i, feature in enumerate(now):
                 size = feature.norm()
@@ -58,7 +69,29 @@ def measure(model: CloudModel, pair: Pair, prompts: list[str], seed: int) -> tup
                     temporal[i, step.index] = float((feature - before[i]).norm() / size)
             before = now
     half = len(rows)  # the conditional rows come second
-    return temporal, between, np.stack(maps.found)[:, -half:]
+    return temporal, between, apart, np.stack(maps.found)[:, -half:]
+
+
+def choose(temporal: Float64, apart: Float64, k: int) -> dict[str, int]:
+    """The paper's r (`cache_from`) and s (`skip_from`), the interval of whole passes (`refresh`), the neutral `prefix`.
+
+    temporal: float64 [up layers, T], whose median over layers counts; apart: [T]. r and s are the first steps from
+    which the changes up to hand-off k add up to no more than what is allowed; refresh is the longest interval that
+    keeps to it anywhere before k; the prefix is as long as the candidates' latents stay together.
+    """
+    change = np.nan_to_num(np.median(temporal[:, :k], axis=0))
+    left = np.cumsum(change[::-1])[::-1]  # from a step to the hand-off
+
+    def first(drift: float) -> int:
+        return next((i for i in range(1, k) if left[i] <= drift), k)
+
+    refresh = 1
+    while refresh < k and max(change[i : i + refresh].sum() for i in range(1, k)) <= REFRESH_DRIFT:
+        refresh += 1
+    return {
+        "cache_from": first(ATTENTION_DRIFT), "skip_from": first(SKIP_DRIFT), "refresh": refresh,
+        "prefix": next((i for i in range(k) if apart[i] > LATENTS_APART), k),
+    }  # fmt: skip
 
 
 def _keeping(one: Any, keep: Keep) -> Any:
@@ -160,20 +193,25 @@ def main() -> None:
         if args.prompts
         else list(candidate_sets(6, 1, 1)[0].prompts)
     )
-    temporal, between, maps = measure(model, pair, prompts, args.seed)
+    temporal, between, apart, maps = measure(model, pair, prompts, args.seed)
     tokens, places = words_of(model, prompts)
     args.out.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": machine(), "pair": pair.name, "prompts": prompts, "k": pair.handoff,
         "temporal": [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in temporal],
-        "between": np.round(between, 4).tolist(),
+        "between": np.round(between, 4).tolist(), "apart": np.round(apart, 4).tolist(),
+        "chosen": choose(temporal, apart, pair.handoff),
     }  # fmt: skip
     atomic_write_bytes(args.out / "redundancy.json", (json.dumps(result) + "\n").encode())
     plot(temporal, between, maps, tokens, places, pair.handoff, args.out / "redundancy.png")
     print(f"{pair.name}, {len(prompts)} candidates, steps 1 to {pair.handoff - 1}, medians over the up layers:")
     for i in range(1, pair.handoff):
-        change, apart = np.median(temporal[:, i]), np.median(between[:, i])
-        print(f"step {i:2}: since the step before {change:.3f}, between candidates {apart:.3f}")
+        change, features = np.median(temporal[:, i]), np.median(between[:, i])
+        print(
+            f"step {i:2}: since the step before {change:.3f}, between candidates {features:.3f}, latents {apart[i]:.3f}"
+        )
+    print("by these: " + ", ".join(f"{name} {value}" for name, value in result["chosen"].items()))
+    print(f"the pair's file: cache_from {pair.cache_from}, skip_from {pair.skip_from}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from obclip.cloud.policies import (
     Tree,
 )
 from obclip.cloud.unet import LayeredUNet
+from obclip.core.errors import InputError
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import Pair, load_pair
 from obclip.edge.bench import machine
@@ -50,9 +51,14 @@ SETS = {2: 40, 6: 16, 10: 10, 30: 4}  # candidate sets judged for each N
 TIMED_RUNS = 3
 
 
-def plans_to_compare(k: int, depth: int, planner: Planner) -> dict[str, list[Policy] | Planner]:
-    """Name to policies. The paper's cache points: r = 3, s = 3 at k = 5 and r = 4, s = 6 at k = 10."""
-    r, s = (3, 3) if k <= 5 else (4, 6)
+def published_points(pair: Pair, k: int) -> tuple[int, int]:
+    """The paper's r and s: the pair's own, and 3 and 3 at k = 5."""
+    return (min(3, pair.cache_from), min(3, pair.skip_from)) if k <= 5 else (pair.cache_from, pair.skip_from)
+
+
+def plans_to_compare(pair: Pair, k: int, depth: int, planner: Planner) -> dict[str, list[Policy] | Planner]:
+    """Name to policies."""
+    r, s = published_points(pair, k)
     shared = SharedUnconditional()
     block = 3  # up layers of the outermost block, in every shipped pair's cloud UNet
 
@@ -176,6 +182,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=TIMED_RUNS, help="timed ones; 0 for none")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep the points that the --json file has")
     parser.add_argument("--plot", type=Path, help="an SVG: fidelity against cost")
     args = parser.parse_args()
     pair = load_pair(args.pair)
@@ -195,8 +202,12 @@ def main() -> None:
         "machine": machine(), "pair": pair.name, "steps": pair.steps, "dtype": args.dtype, "runs": args.runs,
         "server_only_macs": server.total, "server_only_macs_published": server.published, "rows": [],
     }  # fmt: skip
+    if args.keep and args.json and args.json.exists():
+        result["rows"] = _points_kept(json.loads(args.json.read_text()), result)
     for k in args.k or ([5, 10] if pair.steps > 10 else [pair.handoff]):
         for n in args.n:
+            if any((r["n"], r["k"]) == (n, k) for r in result["rows"]):
+                continue
             result["rows"] += point(pair, model, profile, planner, n, k, args)
             if args.json:  # after every point, so that a long run that is cut off leaves what it has
                 args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +215,14 @@ def main() -> None:
     if args.plot:
         plot(result, args.plot)
     show(result)
+
+
+def _points_kept(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier run. InputError if it was of another pair, type, number of runs or cost."""
+    same = ("pair", "steps", "dtype", "runs", "server_only_macs")
+    if any(before.get(name) != now[name] for name in same):
+        raise InputError(f"the file is of another run ({', '.join(same)} differ); leave --keep out to replace it")
+    return list(before["rows"])
 
 
 def point(
@@ -214,13 +233,13 @@ def point(
     prompts = sets[0].prompts
     distilled = planner.guidance_distilled
     chosen: dict[str, list[Policy] | Planner] = {"vanilla": []}
-    chosen |= plans_to_compare(k, len(profile.up), planner)
+    chosen |= plans_to_compare(pair, k, len(profile.up), planner)
     if args.plans:
         chosen = {name: p for name, p in chosen.items() if any(w in name for w in ["vanilla", "default", *args.plans])}
     plans = {name: plan_of(pair, prompts, k, p, distilled) for name, p in chosen.items()}
     alone: dict[str, list[Policy] | Planner] = {
         "hybrid sd": [],
-        "hybrid sd + published cache": plans_to_compare(k, len(profile.up), planner)["published cache"],
+        "hybrid sd + published cache": plans_to_compare(pair, k, len(profile.up), planner)["published cache"],
         f"hybrid sd + default ({planner.name})": planner,
     }  # fmt: skip
     plans |= {name: plan_of(pair, prompts[:1], k, p, distilled) for name, p in alone.items()}

@@ -3,7 +3,8 @@
     python -m runtime_tests.benchmarks.server_load --json docs/results/server_load.json
 
 Loopback only, the embedded pair, requests of several sizes. Systems: `one by one` (a request at a time, nothing
-reused), `steps, plain plan` (the step batcher, nothing reused), `steps` (the default). Each has a process of its own.
+reused), `steps, plain plan` (the step batcher, nothing reused), `steps` (the default). Each has a process of its own;
+`--systems` runs some and keeps the file's rows of the others.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    kept = json.loads(args.json.read_text())["rows"] if args.json and args.json.exists() else []
+    rows: list[dict[str, Any]] = [row for row in kept if row["system"] not in args.systems]
     print(f"{'system':20}{'clients':>8}{'requests/s':>12}{'p50 s':>8}{'p95 s':>8}{'failed':>8}")
     for name in args.systems:
         with server(SYSTEMS[name]) as url:
@@ -106,9 +108,9 @@ def main() -> None:
                     f"{name:20}{concurrency:8}{row['requests_per_s']:12}{row['p50_s']:8}{row['p95_s']:8}{row['failed']:8}",
                     flush=True,
                 )
-    if args.json:
-        result = {"machine": machine(), "sizes": SIZES, "k": HANDOFF, "rows": rows}
-        atomic_write_bytes(args.json, (json.dumps(result, indent=1) + "\n").encode())
+                if args.json:
+                    result = {"machine": machine(), "sizes": SIZES, "k": HANDOFF, "rows": rows}
+                    atomic_write_bytes(args.json, (json.dumps(result, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import Pair, load_pair
 from obclip.edge.bench import machine
 
-from .server_cost import PeakMemory, random_model
+from .server_cost import PeakMemory, published_points, random_model
 from .server_fidelity import candidate_sets, request_for
 
 MAX_ROWS = 8  # of a pass: on a CPU wider ones are no faster, and the kinds of passes stay few
@@ -128,7 +128,7 @@ def main() -> None:
 
     def point(n: int, k: int) -> None:
         prompts = candidate_sets(n, 1, 1)[0].prompts
-        r, s = (3, 3) if k <= 5 else (4, 6)
+        r, s = published_points(pair, k)
 
         def built(names: Sequence[str], *policies: Any) -> Plan:
             return build_plan(request_for(pair, names, k, 0), policies, MAX_ROWS, distilled)
