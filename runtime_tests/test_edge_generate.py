@@ -46,7 +46,7 @@ def test_the_picture_is_the_real_candidates_latents_finished_here(bundle: Bundle
     place = job.candidates.prompts.index(PROMPT)
     guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), load_pair("emoji").guidance)
     x = result.response.latents[place].astype(np.float32)
-    for _, latents, _ in denoise(bundle, job.schedule, guide, x, 3, 3):
+    for _, latents, _ in denoise(bundle, job.schedule, guide, x, 3, 3, None, job.saving):
         x = latents
     np.testing.assert_array_equal(result.image, bundle.decode(x))
     others = result.response.latents.astype(np.float32)

@@ -19,7 +19,7 @@ from obclip.core.manifest import Manifest
 from obclip.export import export_bundle
 from obclip.export.components import Shapes, load_part
 from obclip.export.onnx_export import export_onnx
-from obclip.export.verify import verify_conditioning, verify_part
+from obclip.export.verify import check, reference, verify_part
 
 LAYOUT = {
     "text_encoder": (["input_ids"], ["last_hidden_state", "pooler_output"]),
@@ -133,7 +133,7 @@ def test_a_unet_that_went_deaf_to_its_text_is_refused(small_folder: Path, bundle
     model.graph.node.insert(0, onnx.helper.make_node("Mul", ["encoder_hidden_states", "zero"], ["deaf"]))
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(VerificationError, match="response to the text"):
-        verify_conditioning(part, tmp_path / "model.onnx")
+        check(reference(part), tmp_path / "model.onnx", "fp16", floor_db=-100)
 
 
 def test_an_existing_folder_is_kept(small_folder: Path, tmp_path: Path):
@@ -146,7 +146,7 @@ def test_an_existing_folder_is_kept(small_folder: Path, tmp_path: Path):
 
 def edit_index(folder: Path) -> None:
     path = folder / "model_index.json"
-    path.write_text(path.read_text().replace("StableDiffusionPipeline", "StableDiffusionXLPipeline"))
+    path.write_text(path.read_text().replace("StableDiffusionPipeline", "StableDiffusion3Pipeline"))
 
 
 def truncate_unet(folder: Path) -> None:
@@ -157,7 +157,7 @@ def truncate_unet(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "word"),
     [
-        (edit_index, InputError, "StableDiffusionXLPipeline"),
+        (edit_index, InputError, "StableDiffusion3Pipeline"),
         (lambda f: (f / "model_index.json").unlink(), ModelMissingError, "model_index"),
         (lambda f: shutil.rmtree(f / "vae"), ModelMissingError, "vae"),
         (truncate_unet, ModelMissingError, "unet"),

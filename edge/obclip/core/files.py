@@ -59,32 +59,50 @@ def atomic_folder(out: Path, force: bool = False, mark: str = "") -> Iterator[Pa
     only an empty folder or one that holds the file `mark` is replaced, so that a slip never costs somebody's data.
     RunError if the disk does not take it.
     """
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; pass --force to replace it")
-    if out.exists() and not (out.is_dir() and ((mark and (out / mark).is_file()) or not any(out.iterdir()))):
-        raise InputError(f"{out} is not what this command writes (it has no {mark or 'mark'}); choose another place")
+    check_replaceable(out, force, mark)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
         raise RunError(f"cannot write to {out.parent} ({error.strerror}); choose another place") from error
-    old = building.with_name(building.name + ".old")
     try:
         yield building
-        os.chmod(building, 0o777 & ~_umask())
-        if out.exists():
-            os.replace(out, old)
-        try:
-            os.replace(building, out)
-        except OSError:
-            if old.exists():
-                os.replace(old, out)
-            raise
+        publish_folder(building, out)
     except OSError as error:
         raise RunError(f"cannot write {out} ({error.strerror or error}); nothing of it is kept") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(out: Path, force: bool = False, mark: str = "") -> None:
+    """InputError unless a folder may take the name `out`, as `atomic_folder` says."""
+    if out.exists() and not force:
+        raise InputError(f"{out} exists; pass --force to replace it")
+    if out.exists() and not (out.is_dir() and ((mark and (out / mark).is_file()) or not any(out.iterdir()))):
+        raise InputError(f"{out} is not what this command writes (it has no {mark or 'mark'}); choose another place")
+
+
+def publish_folder(building: Path, out: Path) -> None:
+    """Give the whole folder `building` the name `out`, in place of what had it. OSError: `out` is as it was before."""
+    old = building.with_name(building.name + ".old")
+    os.chmod(building, 0o777 & ~_umask())
+    if out.exists():
+        os.replace(out, old)
+    try:
+        os.replace(building, out)
+    except OSError:
+        if old.exists():
+            os.replace(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the bytes of every file below `folder` to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 def _umask() -> int:

@@ -63,6 +63,9 @@ class Manifest:
 
     latent_scale: the VAE's scaling_factor (latents are divided by it before decoding). conditioning: the UNet's
     response to the prompt relative to PyTorch's, 1.0 when nothing was lost.
+    family: "sd" (Stable Diffusion 1.x), "lcm" (its latent consistency models) or "sdxl" (two text encoders, added
+    conditions). Of SDXL: pad_token_id_2 is the second tokenizer's, zero_empty_prompt says that an empty negative prompt
+    is zeros rather than encoded.
     """
 
     source: str
@@ -83,6 +86,8 @@ class Manifest:
     files: tuple[FileEntry, ...]
     tool_versions: dict[str, str] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
+    pad_token_id_2: int | None = None
+    zero_empty_prompt: bool = False
     schema: int = SCHEMA
 
     def component(self, name: str) -> Component:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from obclip.core.errors import BundleError, InputError, ModelMissingError
-from obclip.core.manifest import Manifest
+from obclip.core.manifest import Manifest, Variant
 from obclip.core.pairs import load_pair, resolve_source, shipped_pairs
 from obclip.core.schedule import Schedule, build_schedule
 from obclip.core.schedule_config import ScheduleConfig
-from obclip.edge.sessions import Session, SessionOptions
+from obclip.edge.sessions import Session, SessionOptions, target_of
 
 
 class Bundle:
@@ -21,7 +21,7 @@ class Bundle:
 
     def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
         self.folder, self.manifest, self.options = folder, manifest, options
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[tuple[str, str], Session] = {}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -38,19 +38,33 @@ class Bundle:
         manifest.verify_files(folder, sizes_only=not verify)
         return cls(folder, manifest, SessionOptions(provider, threads))
 
-    def session(self, component: str) -> Session:
-        """The session of one component, made on first use and kept until `release`."""
-        if component not in self._sessions:
-            path = self.folder / self.manifest.component(component).file
-            self._sessions[component] = Session(path, self.options)
-        return self._sessions[component]
+    def variant(self, component: str, role: str) -> Variant | None:
+        """The component's graph of this role that suits the provider and precision in use; None if there is none."""
+        target = target_of(self.options.provider)
+        for wanted in (target, "any"):
+            for variant in self.manifest.variants:
+                same = (variant.component, variant.role, variant.target) == (component, role, wanted)
+                if same and variant.precision == "fp32":
+                    return variant
+        return None
 
-    def release(self, component: str | None = None) -> None:
-        """Free one session, or all."""
-        if component is None:
-            self._sessions.clear()
-        else:
-            self._sessions.pop(component, None)
+    def session(self, component: str, role: str = "whole") -> Session:
+        """The session of one graph, made on first use and kept until `release`. role: see manifest.Variant; "whole" is
+        the component's own interface. BundleError if the bundle has no such graph."""
+        key = (component, role)
+        if key not in self._sessions:
+            variant = self.variant(component, role)
+            if variant is None and role != "whole":
+                raise BundleError(f"the bundle has no graph {role} of {component}; export it again with device graphs")
+            file = variant.file if variant is not None else self.manifest.component(component).file
+            self._sessions[key] = Session(self.folder / file, self.options)
+        return self._sessions[key]
+
+    def release(self, component: str | None = None, role: str | None = None) -> None:
+        """Free one session, all of a component, or all."""
+        for key in list(self._sessions):
+            if component in (None, key[0]) and role in (None, key[1]):
+                del self._sessions[key]
 
     def schedule(self, solver: str, steps: int) -> Schedule:
         return build_schedule(ScheduleConfig.from_dict(self.manifest.schedule_config), solver, steps)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from obclip.edge.complete import Guidance, denoise
 from obclip.edge.image import save_png
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
+from obclip.edge.steps import PLAIN, Saving, default_saving
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,7 +36,8 @@ Progress = Callable[[str, int, int], None]
 class Job:
     """A prompt made ready to send: settings, candidate set and the request, whose bytes do not tell the index.
 
-    prompt: the user's own words, which the device goes on with. warnings: what the user asked to be told.
+    prompt: the user's own words, which the device goes on with. warnings: what the user asked to be told. saving: what
+    the device's steps leave out.
     """
 
     prompt: str
@@ -44,6 +46,7 @@ class Job:
     request: Request
     schedule: Schedule
     warnings: tuple[str, ...] = ()
+    saving: Saving = PLAIN
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Result:
             "handoff": r.handoff,
             "guidance": r.guidance,
             "solver": r.solver,
+            "device_steps": str(self.job.saving),
             "cloud_model": self.response.model,
         }
         return values | ({"prompt": self.job.prompt, "negative_prompt": r.negative_prompt} if with_prompt else {})
@@ -95,12 +99,14 @@ def prepare(
     want_x0: bool = False,
     options: Options | None = None,
     warn_below: float | None = None,
+    saving: Saving | None = None,
 ) -> Job:
     """Everything before the first byte is sent. InputError, PrivacyError or CloudMismatchError if it should not be.
 
     allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is. options: marks, spans
     let through, and the like. warn_below: warn if the prompt's other words leave fewer candidates than this to choose
-    from (effective N, by the audit's model).
+    from (effective N, by the audit's model). saving: what the device's steps leave out, by default what was measured to
+    do no harm on the pair.
     """
     pair = load_pair(pair) if isinstance(pair, str) else pair
     if pair.timestep_shift:
@@ -137,7 +143,25 @@ def prepare(
         solver=schedule.solver,
         want_x0=want_x0 or pair.handoff_history,
     )
-    return Job(prompt, pair, candidates, request, schedule, _warnings(candidates, warn_below))
+    return Job(
+        prompt,
+        pair,
+        candidates,
+        request,
+        schedule,
+        _warnings(candidates, warn_below),
+        _saving(saving, pair, bundle),
+    )
+
+
+def _saving(asked: Saving | None, pair: Pair, bundle: Bundle) -> Saving:
+    """InputError if cached steps are asked for and the bundle has no graphs for them."""
+    saving = default_saving(pair.name) if asked is None else asked
+    if saving.every == 1 or bundle.variant("unet", "shallow") is not None:
+        return saving
+    if asked is not None:
+        raise InputError("this bundle has no graphs for cached steps; export it again, or leave --whole-every out")
+    return replace(saving, every=1)
 
 
 def _warnings(candidates: CandidateSet, warn_below: float | None) -> tuple[str, ...]:
@@ -206,7 +230,7 @@ def finish(
     if job.pair.handoff_history and response.x0 is not None:
         x0 = response.x0[job.candidates.index].astype(np.float32)
     with _timed(timings, "device_steps"):
-        for done, latents, _ in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0):
+        for done, latents, _ in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0, job.saving):
             x = latents
             tell("device", done - k, steps - k)
     with _timed(timings, "decode"):

@@ -41,6 +41,7 @@ class Session:
             self._session = ort.InferenceSession(str(path), settings, providers=[self.requested])
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from error
+        self.input_names = [v.name for v in self._session.get_inputs()]
         self.output_names = [v.name for v in self._session.get_outputs()]
 
     def run(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -73,6 +74,12 @@ def provider_name(short: str) -> str:
             return str(full)
     here = ", ".join(["auto", *available_providers()])
     raise InputError(f"provider {short!r} is not in this ONNX Runtime ({ort.__version__}); choose one of {here}")
+
+
+def target_of(provider: str) -> str:
+    """Which variants of a bundle's graphs a provider runs (obclip.core.manifest.Variant.target)."""
+    short = provider_name(provider).removesuffix(_SUFFIX).lower()
+    return short if short in ("cpu", "openvino", "qnn", "coreml", "xnnpack", "webgpu") else "any"
 
 
 def scalar(value: float) -> NDArray[np.float32]:

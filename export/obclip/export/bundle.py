@@ -7,7 +7,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,39 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from obclip.core.errors import InputError, ModelMissingError
-from obclip.core.files import atomic_folder, sha256_file
+from obclip.core.errors import InputError, RunError
+from obclip.core.files import check_replaceable
 from obclip.core.manifest import NAME as MANIFEST
-from obclip.core.manifest import Component, Manifest, list_files
+from obclip.core.manifest import Component, Manifest, Variant, list_files
 from obclip.core.schedule_config import ScheduleConfig
-from obclip.export.components import NAMES, Shapes, load_part
+from obclip.export.components import load_part
+from obclip.export.graphs import export_device_graphs
 from obclip.export.onnx_export import EXTERNAL_ABOVE_BYTES, OPSET, export_onnx
+from obclip.export.partial import Partial, Record
+from obclip.export.shapes import Shapes, shapes_of
+from obclip.export.sources import Source, model_digest, open_source
 from obclip.export.tokenizer import export_tokenizer
-from obclip.export.verify import verify_conditioning, verify_part
+from obclip.export.verify import check, reference
 
 Progress = Callable[[str, str, float], None]
 _TOOLS = ("obclip", "torch", "diffusers", "transformers", "onnx", "onnxscript")
+_INDEX = (
+    "unet", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2", "scheduler",
+    "requires_safety_checker", "force_zeros_for_empty_prompt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Options:
+    """As `export_bundle` takes them; what a part's files depend on."""
+
+    weights: str
+    height: int | None
+    width: int | None
+    min_psnr_db: float | None
+    external_above_bytes: int
+    targets: tuple[str, ...]
+    depth: int
 
 
 def export_bundle(
@@ -40,165 +62,128 @@ def export_bundle(
     min_psnr_db: float | None = None,
     progress: Progress | None = None,
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
+    targets: Sequence[str] = (),
+    depth: int = 1,
 ) -> Manifest:
-    """Export text encoder, UNet, VAE decoder and encoder; returns the manifest that was written.
+    """Export text encoders, UNet, VAE decoder and encoder; returns the manifest that was written.
 
-    source: a Stable Diffusion 1.x-like diffusers folder, or a hub id. weights: "fp32", or "fp16" (stored so, computed
-    in float32). height, width: pixels the bundle is meant for, by default the model's. progress(part, phase, seconds).
+    source: a diffusers folder of Stable Diffusion 1.x, SDXL or one distilled from them, or a hub id. weights: "fp32",
+    or "fp16" (stored so, computed in float32). height, width: pixels the bundle is meant for, by default the model's.
+    targets: providers that get device graphs (obclip.export.graphs), with shallow passes of `depth` up layers.
+    progress(part, phase, seconds).
 
-    `out` appears whole or not at all. InputError: `out` exists and not `force`, unknown family or option;
-    ModelMissingError: no such model; VerificationError: a part is further from PyTorch than its floor.
+    `out` appears whole or not at all. An export that was killed, or for which the disk was too small, goes on with the
+    parts that were done. InputError: `out` exists and not `force`, unknown family or option; ModelMissingError: no such
+    model; VerificationError: a part is further from PyTorch than its floor; RunError: the disk.
     """
     if weights not in ("fp32", "fp16"):
         raise InputError(f"weights is {weights!r}; choose fp32 or fp16")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists; pass --force to replace it")
-    folder, revision = _source_folder(source)
-    if force and (
-        folder.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in folder.resolve().parents
-    ):
-        raise InputError(f"{out} and the source {folder} hold one another; choose another place")
-    index = _check_family(folder)
-    schedule = ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json")
-    digest = _model_digest(folder)
+    check_replaceable(out, force, MANIFEST)
+    found = open_source(source)
+    folder = found.folder.resolve()
+    if folder in (out.resolve(), *out.resolve().parents) or out.resolve() in folder.parents:
+        raise InputError(f"{out} and the source {found.folder} hold one another; choose another place")
+    options = _Options(weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth)
+    schedule = ScheduleConfig.from_file(found.folder / "scheduler" / "scheduler_config.json")
+    digest = model_digest(found)
     report = progress or (lambda part, phase, seconds: None)
-    with atomic_folder(out, force, mark=MANIFEST) as building:
-        max_tokens, pad = export_tokenizer(folder / "tokenizer", building / "tokenizer")
-        shutil.copytree(folder / "scheduler", building / "scheduler")
-        _write_index(index, building)
-        shapes = _shapes(folder, index, max_tokens, height, width)
-        components, conditioning = [], 1.0
-        for name in NAMES:
-            component, ratio = _export_one(
-                name, folder, index, shapes, building, weights, min_psnr_db, report, external_above_bytes
-            )
-            components.append(component)
-            conditioning = ratio if ratio is not None else conditioning
-        manifest = Manifest(
-            source=Path(source).name if Path(source).is_dir() else str(source),
-            revision=revision,
-            family="sd",
-            model_digest=digest,
-            height=shapes.height * shapes.downscale,
-            width=shapes.width * shapes.downscale,
-            latent_channels=shapes.channels,
-            latent_downscale=shapes.downscale,
-            latent_scale=float(_json(folder / "vae" / "config.json").get("scaling_factor", 1.0)),
-            max_tokens=max_tokens,
-            pad_token_id=pad,
-            prediction_type=schedule.prediction_type,
-            schedule_config=schedule.to_dict(),
-            conditioning=conditioning,
-            components=tuple(components),
-            files=list_files(building),
-            tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
-        )
-        manifest.write(building)
+    try:
+        with Partial(out, _key(digest, options)) as partial:
+            return _export_all(found, digest, schedule, options, partial, report)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {out} ({error.strerror or error}); make room and start again: what is done is kept"
+        ) from error
+
+
+def _export_all(
+    source: Source, digest: str, schedule: ScheduleConfig, options: _Options, partial: Partial, report: Progress
+) -> Manifest:
+    building = partial.folder
+    for name in (*source.tokenizers, "scheduler"):
+        shutil.rmtree(building / name, ignore_errors=True)
+    tokenizers = [export_tokenizer(source.folder / name, building / name) for name in source.tokenizers]
+    shutil.copytree(source.folder / "scheduler", building / "scheduler")
+    _write_index(source.index, building)
+    shapes = shapes_of(source, min(tokens for tokens, _ in tokenizers), options.height, options.width)
+    records = []
+    for name in source.parts:
+        record = partial.find(name)
+        if record is not None:
+            report(name, "done before", 0.0)
+        records.append(record or _export_one(name, source, shapes, partial, options, report))
+    unet = next(r.component for r in records if r.component.name == "unet")
+    manifest = Manifest(
+        source=source.label,
+        revision=source.revision,
+        family=source.family,
+        model_digest=digest,
+        height=shapes.height * shapes.downscale,
+        width=shapes.width * shapes.downscale,
+        latent_channels=shapes.channels,
+        latent_downscale=shapes.downscale,
+        latent_scale=float(source.config("vae").get("scaling_factor", 1.0)),
+        max_tokens=shapes.tokens,
+        pad_token_id=tokenizers[0][1],
+        prediction_type=schedule.prediction_type,
+        schedule_config=schedule.to_dict(),
+        conditioning=float(unet.verification.get("conditioning", 1.0)),
+        components=tuple(r.component for r in records),
+        files=tuple(f for f in list_files(building) if not f.path.startswith(".")),
+        tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
+        variants=tuple(v for r in records for v in r.variants),
+        pad_token_id_2=tokenizers[1][1] if len(tokenizers) > 1 else None,
+        zero_empty_prompt=source.family == "sdxl" and bool(source.index.get("force_zeros_for_empty_prompt", True)),
+    )
+    manifest.write(building)
+    partial.publish()
     return manifest
 
 
 def _export_one(
-    name: str,
-    folder: Path,
-    index: dict[str, Any],
-    shapes: Shapes,
-    building: Path,
-    weights: str,
-    min_psnr_db: float | None,
-    report: Progress,
-    external_above_bytes: int,
-) -> tuple[Component, float | None]:
-    """One part in memory at a time: load, export, verify, free."""
-    path, started = building / name / "model.onnx", time.perf_counter()
-    part = load_part(name, folder, index, shapes)
-    export_onnx(part, path, weights, external_above_bytes)
+    name: str, source: Source, shapes: Shapes, partial: Partial, options: _Options, report: Progress
+) -> Record:
+    """One part in memory at a time: load, run in PyTorch, export, free, verify."""
+    folder, started = partial.begin(name), time.perf_counter()
+    path = folder / "model.onnx"
+    part = load_part(name, source.folder, source.index, shapes)
+    expected = reference(part)
+    export_onnx(part, path, options.weights, options.external_above_bytes)
     config = {k: v for k, v in part.config.items() if k != "_name_or_path"}  # where the source lay is nobody's business
-    (path.parent / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
     report(name, "exported", time.perf_counter() - started)
-    started = time.perf_counter()
-    verification = verify_part(part, path, weights, min_psnr_db)
-    conditioning = verify_conditioning(part, path) if name == "unet" else None
-    report(name, f"verified, {verification['psnr_db']:.1f} dB", time.perf_counter() - started)
-    model = onnx.load(path, load_external_data=False)
-    component = Component(
-        name, f"{name}/model.onnx", weights, OPSET, _io(model.graph.input), _io(model.graph.output), verification
-    )
-    del part, model
+    variants: tuple[Variant, ...] = ()
+    if name == "unet" and options.targets:
+        started = time.perf_counter()
+        variants = export_device_graphs(
+            part.module.model, shapes.height, shapes.width, shapes.tokens, folder, options.targets, options.depth,
+            options.weights, options.external_above_bytes,
+        )  # fmt: skip
+        report(name, f"device graphs for {', '.join(options.targets)}", time.perf_counter() - started)
+    del part
     gc.collect()
-    return component, conditioning
-
-
-def _source_folder(source: str | Path) -> tuple[Path, str | None]:
-    if Path(source).is_dir():
-        return Path(source), None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-    try:
-        folder = Path(snapshot_download(str(source), allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelMissingError(
-            f"{source} is neither a folder nor to be had from the hub ({type(error).__name__}); pass a diffusers folder"
-        ) from error
-    return folder, folder.name
-
-
-def _check_family(folder: Path) -> dict[str, Any]:
-    if not (folder / "model_index.json").is_file():
-        raise ModelMissingError(f"{folder} has no model_index.json: it is no diffusers folder")
-    index = _json(folder / "model_index.json")
-    if (kind := index.get("_class_name")) != "StableDiffusionPipeline":
-        raise InputError(f"the model is a {kind}; only StableDiffusionPipeline folders can be exported yet")
-    for part in ("unet", "text_encoder", "vae", "tokenizer", "scheduler"):
-        if not (folder / part).is_dir():
-            raise ModelMissingError(f"{folder} has no {part}/: it is incomplete")
-    return index
-
-
-def _shapes(folder: Path, index: dict[str, Any], tokens: int, height: int | None, width: int | None) -> Shapes:
-    unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
-    blocks = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
-    if not unet.get("sample_size"):
-        raise InputError(f"{folder}/unet/config.json has no sample_size; pass a Stable Diffusion 1.x-like model")
-    downscale, side = 2 ** (len(blocks) - 1), unet["sample_size"]
-    # The graph halves latents at every level but the innermost; verification also runs at half the size
-    multiple = downscale * 2 ** len(unet["block_out_channels"])
-    for pixels in (height, width):
-        if pixels is not None and (pixels <= 0 or pixels % multiple):
-            raise InputError(f"the size is {pixels} px; for this model it must be a positive multiple of {multiple}")
-    return Shapes(
-        channels=unet["in_channels"],
-        height=height // downscale if height else side,
-        width=width // downscale if width else side,
-        tokens=tokens,
-        text_width=unet["cross_attention_dim"],
-        downscale=downscale,
+    started = time.perf_counter()
+    verification = check(expected, path, options.weights, options.min_psnr_db)
+    report(name, f"verified, {verification['psnr_db']:.1f} dB", time.perf_counter() - started)
+    graph = onnx.load(path, load_external_data=False).graph
+    component = Component(
+        name, f"{name}/model.onnx", options.weights, OPSET, _io(graph.input), _io(graph.output), verification
     )
+    return partial.finish(name, component, variants)
+
+
+def _key(digest: str, options: _Options) -> str:
+    """What the parts of an unfinished export must have been made from to be taken."""
+    made_from = [digest, vars(options), {tool: version(tool) for tool in _TOOLS}]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def _write_index(index: dict[str, Any], building: Path) -> None:
     """model_index.json as optimum's runtime reads it: without a safety checker."""
-    parts = ("unet", "text_encoder", "vae", "tokenizer", "scheduler", "requires_safety_checker")
-    keep = {k: v for k, v in index.items() if k.startswith("_") or k in parts}
+    keep = {k: v for k, v in index.items() if k.startswith("_") or k in _INDEX}
     keep |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     (building / "model_index.json").write_text(json.dumps(keep, indent=2, sort_keys=True) + "\n")
 
 
-def _model_digest(folder: Path) -> str:
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        raise ModelMissingError(f"{folder} has no .safetensors weights")
-    return hashlib.sha256("".join(sha256_file(p) for p in files).encode()).hexdigest()
-
-
 def _io(values: Any) -> dict[str, list[int | str]]:
     return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
-        return values
-    except (OSError, ValueError) as error:
-        raise ModelMissingError(f"{path} cannot be read: {error}") from error

@@ -6,23 +6,33 @@ Names follow the diffusers-ONNX layout that optimum and Olive share, so that oth
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from obclip.core.errors import InputError, ModelMissingError
+from obclip.export.modules import Decoder, Encoder, Text, TextWithProjection, Unet
+from obclip.export.shapes import Shapes
+from obclip.export.sources import weight_variant
+from obclip.export.weights import load_model
 
-NAMES = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+__all__ = ["Inputs", "Part", "Shapes", "load_part", "load_tiny_decoder", "load_vae", "part_folder"]
+
 Inputs = dict[str, torch.Tensor]
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+_VAES: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One model to export. inputs(batch, scale, seed): example inputs, `scale` times the default size."""
+    """One model to export. inputs(batch, scale, seed): example inputs, `scale` times the default size.
+
+    dynamic, free: the axes of inputs and outputs that have a name and no fixed size.
+    """
 
     name: str
     module: torch.nn.Module
@@ -30,84 +40,57 @@ class Part:
     inputs: Callable[[int, float, int], Inputs]
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]]
+    free: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Latent channels, default latent height and width, tokens and width of the text encoder, VAE downscaling."""
-
-    channels: int
-    height: int
-    width: int
-    tokens: int
-    text_width: int
-    downscale: int
-
-
-class _Text(torch.nn.Module):
-    def __init__(self, model: CLIPTextModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        out = self.model(input_ids=input_ids, return_dict=True)
-        return out.last_hidden_state, out.pooler_output
-
-
-class _Unet(torch.nn.Module):
-    def __init__(self, model: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        return self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-
-
-class _Decoder(torch.nn.Module):
-    def __init__(self, model: AutoencoderKL | AutoencoderTiny) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent_sample: torch.Tensor) -> torch.Tensor:
-        return self.model.decode(latent_sample, return_dict=False)[0]
-
-
-class _Encoder(torch.nn.Module):
-    """Latents for AutoencoderTiny; mean and log variance for AutoencoderKL."""
-
-    def __init__(self, model: AutoencoderKL | AutoencoderTiny) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.model, AutoencoderTiny):
-            return self.model.encode(sample, return_dict=False)[0]
-        return self.model.encode(sample, return_dict=False)[0].parameters
-
-
-def load_vae(folder: Path, index: dict[str, Any]) -> AutoencoderKL | AutoencoderTiny:
-    kind = (index.get("vae") or [None, "AutoencoderKL"])[1]
-    classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    if kind not in classes:
-        raise InputError(f"the VAE is a {kind}; {' and '.join(classes)} can be exported")
-    return _load(classes[kind], folder / "vae").eval()
+def part_folder(name: str) -> str:
+    """The folder of the source that a part's weights lie in."""
+    return "vae" if name.startswith("vae_") else name
 
 
 def load_part(name: str, folder: Path, index: dict[str, Any], shapes: Shapes) -> Part:
     """Load one part of the diffusers folder, in float32."""
-    if name == "text_encoder":
-        return _text_part(_load(CLIPTextModel, folder / "text_encoder"), shapes)
+    if name in ("text_encoder", "text_encoder_2"):
+        return _text_part(name, folder / name, (index.get(name) or [None, "CLIPTextModel"])[1], shapes)
     if name == "unet":
-        return _unet_part(_load(UNet2DConditionModel, folder / "unet"), shapes)
+        return _unet_part(load_model(UNet2DConditionModel, folder / "unet"), shapes)
     vae = load_vae(folder, index)
     return _decoder_part(vae, shapes) if name == "vae_decoder" else _encoder_part(vae, shapes)
 
 
-def _load(kind: Any, folder: Path) -> Any:
+def load_vae(folder: Path, index: dict[str, Any]) -> Vae:
+    kind = (index.get("vae") or [None, "AutoencoderKL"])[1]
+    if kind not in _VAES:
+        raise InputError(f"the VAE is a {kind}; {' and '.join(_VAES)} can be exported")
+    vae: Vae = load_model(_VAES[kind], folder / "vae")
+    for moment in ("latents_mean", "shift_factor"):
+        if vae.config.get(moment):
+            raise InputError(f"the VAE has a {moment}: its latents are not those of Stable Diffusion")
+    return vae
+
+
+def load_tiny_decoder(folder: Path, shapes: Shapes, latent_scale: float) -> Part:
+    """An AutoencoderTiny's decoder that takes what the bundle's own decoder takes: latents divided by `latent_scale`.
+
+    AutoencoderTiny wants them divided by its own scaling_factor (1 for the published ones), so the graph multiplies by
+    the quotient. InputError unless its latents have the same channels and size.
+    """
+    model: AutoencoderTiny = load_model(AutoencoderTiny, folder)
+    downscale = 2 ** (len(model.config.decoder_block_out_channels) - 1)
+    if (model.config.latent_channels, downscale) != (shapes.channels, shapes.downscale):
+        raise InputError(
+            f"the tiny decoder reads {model.config.latent_channels} channels at 1/{downscale} of the size, "
+            f"the model's latents are {shapes.channels} at 1/{shapes.downscale}: take one made for this model's latents"
+        )
+    part = _decoder_part(model, shapes, latent_scale / float(model.config.scaling_factor))
+    return replace(part, name="vae_decoder/tiny")
+
+
+def _load_text(kind: Any, folder: Path) -> Any:
     try:
-        return kind.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True).eval()
+        return kind.from_pretrained(
+            folder, torch_dtype=torch.float32, local_files_only=True, variant=weight_variant(folder)
+        ).eval()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelMissingError(f"{folder} cannot be loaded as {kind.__name__}: {error}") from error
     except Exception as error:  # safetensors raises a class of its own for a truncated file
@@ -120,55 +103,81 @@ def _random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _text_part(model: CLIPTextModel, s: Shapes) -> Part:
+def _text_part(name: str, folder: Path, kind: str, s: Shapes) -> Part:
+    classes: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+        "CLIPTextModel": (CLIPTextModel, Text, ("last_hidden_state", "pooler_output")),
+        "CLIPTextModelWithProjection": (
+            CLIPTextModelWithProjection,
+            TextWithProjection,
+            ("text_embeds", "last_hidden_state"),
+        ),
+    }
+    if kind not in classes:
+        raise InputError(f"{name} is a {kind}; {' and '.join(classes)} can be exported")
+    load, wrap, outputs = classes[kind]
+    model = _load_text(load, folder)
+    config = model.config
+
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
         g = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, model.config.vocab_size - 2, (batch, s.tokens), generator=g)
-        ids[:, s.tokens // 2 :] = (
-            model.config.eos_token_id if model.config.eos_token_id != 2 else model.config.vocab_size - 1
-        )
+        ids = torch.randint(0, config.vocab_size - 2, (batch, s.tokens), generator=g)
+        # Checkpoints of 2022 say eos 2 and mean the largest id (transformers, CLIPTextTransformer)
+        ids[:, s.tokens // 2 :] = config.eos_token_id if config.eos_token_id != 2 else config.vocab_size - 1
         return {"input_ids": ids}
 
-    config = model.config.to_dict()
-    return Part(
-        "text_encoder",
-        _Text(model),
-        config,
-        inputs,
-        ("last_hidden_state", "pooler_output"),
-        {"input_ids": {0: "batch_size"}},
-    )
+    if s.hidden_states:
+        outputs += tuple(f"hidden_states.{i}" for i in range(config.num_hidden_layers + 1))
+    values = config.to_dict() | {"output_hidden_states": s.hidden_states}
+    dynamic = {"input_ids": {0: "batch_size", 1: "sequence_length"}}
+    return Part(name, wrap(model, s.hidden_states), values, inputs, outputs, dynamic)
 
 
 def _unet_part(model: UNet2DConditionModel, s: Shapes) -> Part:
-    if model.config.addition_embed_type or model.config.time_cond_proj_dim:
-        raise InputError("SDXL and LCM UNets cannot be exported yet; Stable Diffusion 1.x-like ones can")
+    kind = model.config.addition_embed_type
+    if kind not in (None, "text_time"):
+        raise InputError(f"the UNet's added conditions are {kind}; Stable Diffusion's and SDXL's can be exported")
 
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
         h, w = int(s.height * scale), int(s.width * scale)
-        return {
+        made = {
             "sample": _random((batch, s.channels, h, w), seed),
             "timestep": torch.tensor(float((37 + 331 * seed) % 1000)),
             "encoder_hidden_states": _random((batch, s.tokens, s.text_width), seed + 1),
         }
+        if s.pooled:
+            size = (float(h * s.downscale), float(w * s.downscale))
+            made["text_embeds"] = _random((batch, s.pooled), seed + 2)
+            made["time_ids"] = torch.tensor([[*size, 0.0, 0.0, *size]]).repeat(batch, 1)
+        if s.guidance:
+            made["timestep_cond"] = _random((batch, s.guidance), seed + 3)
+        return made
 
     dynamic = {
         "sample": {0: "batch_size", 2: "height", 3: "width"},
         "timestep": {},
-        "encoder_hidden_states": {0: "batch_size"},
+        "encoder_hidden_states": {0: "batch_size", 1: "sequence_length"},
+        "text_embeds": {0: "batch_size"},
+        "time_ids": {0: "batch_size"},
+        "timestep_cond": {0: "batch_size"},
     }
-    return Part("unet", _Unet(model), dict(model.config), inputs, ("out_sample",), dynamic)
+    return Part(
+        "unet", Unet(model), dict(model.config), inputs, ("out_sample",), dynamic, {"out_sample": dynamic["sample"]}
+    )
 
 
-def _decoder_part(model: AutoencoderKL | AutoencoderTiny, s: Shapes) -> Part:
+def _decoder_part(model: Vae, s: Shapes, factor: float = 1.0) -> Part:
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
-        return {"latent_sample": _random((batch, s.channels, int(s.height * scale), int(s.width * scale)), seed)}
+        shape = (batch, s.channels, int(s.height * scale), int(s.width * scale))
+        return {"latent_sample": _random(shape, seed) / factor}
 
     dynamic = {"latent_sample": {0: "batch_size", 2: "latent_height", 3: "latent_width"}}
-    return Part("vae_decoder", _Decoder(model), _vae_config(model), inputs, ("sample",), dynamic)
+    free = {0: "batch_size", 2: f"latent_height * {s.downscale}", 3: f"latent_width * {s.downscale}"}
+    return Part(
+        "vae_decoder", Decoder(model, factor), _vae_config(model), inputs, ("sample",), dynamic, {"sample": free}
+    )
 
 
-def _encoder_part(model: AutoencoderKL | AutoencoderTiny, s: Shapes) -> Part:
+def _encoder_part(model: Vae, s: Shapes) -> Part:
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
         # whole multiples of the VAE's downscaling, as its strided convolutions want
         size = (int(s.height * scale) * s.downscale, int(s.width * scale) * s.downscale)
@@ -176,10 +185,11 @@ def _encoder_part(model: AutoencoderKL | AutoencoderTiny, s: Shapes) -> Part:
 
     output = "latent_sample" if isinstance(model, AutoencoderTiny) else "latent_parameters"
     dynamic = {"sample": {0: "batch_size", 2: "sample_height", 3: "sample_width"}}
-    return Part("vae_encoder", _Encoder(model), _vae_config(model), inputs, (output,), dynamic)
+    free = {0: "batch_size", 2: f"sample_height / {s.downscale}", 3: f"sample_width / {s.downscale}"}
+    return Part("vae_encoder", Encoder(model), _vae_config(model), inputs, (output,), dynamic, {output: free})
 
 
-def _vae_config(model: AutoencoderKL | AutoencoderTiny) -> dict[str, Any]:
+def _vae_config(model: Vae) -> dict[str, Any]:
     config = dict(model.config)
     config.setdefault("block_out_channels", config.get("decoder_block_out_channels"))
     return config

@@ -10,37 +10,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from obclip.export.components import Part
+from obclip.export.external import EXTERNAL_ABOVE_BYTES, save_model
 
 OPSET = 20  # the newest that mobile providers read whole: GroupNormalization and Attention arrive after it
-EXTERNAL_ABOVE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB
 _HALVE_FROM_ELEMENTS = 256
+
+__all__ = ["EXTERNAL_ABOVE_BYTES", "OPSET", "export_onnx"]
 
 
 def export_onnx(part: Part, path: Path, weights: str, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> None:
     """Write `part` to `path` (and `path` + "_data" when large). weights: "fp32", or "fp16" for half the size.
 
     With "fp16" only the stored weights are float16; a Cast, which ONNX Runtime folds when it loads the model, brings
-    them back, so the arithmetic stays float32.
+    them back, so the arithmetic stays float32. Weights go from the module to the file one at a time.
     """
-    model = _trace(part)
+    model = trace(part)
     if weights == "fp16":
         _store_weights_as_half(model)
-    size = sum(len(t.raw_data) for t in model.graph.initializer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if size > external_above_bytes:
-        onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=path.name + "_data")
-    else:
-        onnx.save(model, path)
+    save_model(model, path, external_above_bytes)
 
 
-def _trace(part: Part) -> onnx.ModelProto:
+def trace(part: Part) -> ir.Model:
+    """`part` as a graph whose initializers are still the module's own tensors."""
     example = part.inputs(2, 1.0, 0)
-    axes = {name: {axis: torch.export.Dim.DYNAMIC for axis in part.dynamic[name]} for name in example}
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             part.module,
@@ -50,41 +46,68 @@ def _trace(part: Part) -> onnx.ModelProto:
             opset_version=OPSET,
             input_names=list(example),
             output_names=list(part.outputs),
-            dynamic_shapes=axes,
+            dynamic_shapes={n: {axis: torch.export.Dim.DYNAMIC for axis in part.dynamic[n]} for n in example},
         )
     assert program is not None
-    model = program.model_proto
-    _name_axes(model, part)
-    return model
+    _name_axes(program.model, part)
+    forget_traces(program.model)
+    return program.model
 
 
-def _name_axes(model: onnx.ModelProto, part: Part) -> None:
-    """Give free input axes the names that optimum uses."""
-    for value in model.graph.input:
-        for axis, name in part.dynamic[value.name].items():
-            value.type.tensor_type.shape.dim[axis].dim_param = name
+def forget_traces(model: ir.Model) -> None:
+    """The exporter notes on every node which lines of which files it came from: paths of a machine, half the size."""
+    model.metadata_props.clear()
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
 
 
-def _store_weights_as_half(model: onnx.ModelProto) -> None:
-    graph, casts, kept = model.graph, [], []
-    for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.size < _HALVE_FROM_ELEMENTS:
-            kept.append(tensor)
+def _name_axes(model: ir.Model, part: Part) -> None:
+    """Give free axes the names that optimum uses, wherever they occur."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in part.dynamic[str(value.name)].items():
+            assert value.shape is not None
+            names[str(value.shape[axis])] = name
+    seen = {id(v): v for node in model.graph for v in node.outputs}
+    for value in [*model.graph.inputs, *seen.values()]:
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and str(size) in names and value.shape is not None:
+                value.shape[axis] = ir.SymbolicDim(names[str(size)])
+    for value in model.graph.outputs:
+        for axis, name in part.free.get(str(value.name), {}).items():
+            if value.shape is not None:
+                value.shape[axis] = ir.SymbolicDim(name)
+
+
+def _store_weights_as_half(model: ir.Model) -> None:
+    graph = model.graph
+    casts = []
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.dtype != ir.DataType.FLOAT or tensor.size < _HALVE_FROM_ELEMENTS:
             continue
         with np.errstate(over="ignore"):  # masks hold -inf and the like: those stay float32
-            half = values.astype(np.float16)
+            half = tensor.numpy().astype(np.float16)
         if not np.isfinite(half).all():
-            kept.append(tensor)
             continue
-        name = tensor.name + ".half"
-        kept.append(numpy_helper.from_array(half, name))
-        casts.append(helper.make_node("Cast", [name], [tensor.name], to=TensorProto.FLOAT, name=tensor.name + ".cast"))
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        stored = ir.Value(name=f"{name}.half", shape=ir.Shape(half.shape), type=ir.TensorType(ir.DataType.FLOAT16))
+        stored.const_value = ir.Tensor(half, name=stored.name)
+        graph.initializers.pop(name)
+        graph.register_initializer(stored)
+        cast = ir.Node("", "Cast", [stored], [ir.AttrInt64("to", int(ir.DataType.FLOAT))], name=f"{name}.cast")
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.outputs[0].name = name
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(half.shape)
+        casts.append(cast)
+    graph.insert_before(graph[0], casts)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from obclip.edge.image import save_png
 from obclip.edge.oblivious import candidate_set, load_policy
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
+from obclip.edge.steps import Saving, default_saving
 
 Seed = Annotated[int | None, typer.Option(help="0 to 2^53-1; drawn and printed when not given.")]
 
@@ -74,6 +75,12 @@ def generate(
     handoff: Annotated[int | None, typer.Option(help="k: steps in the cloud, by default the pair's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     solver: Annotated[str | None, typer.Option(help="ddim, euler, dpm++2m or lcm.")] = None,
+    whole_every: Annotated[
+        int | None, typer.Option(help="Of so many device steps one runs the whole UNet; by default the pair's.")
+    ] = None,
+    guided_share: Annotated[
+        float | None, typer.Option(help="Share of the device steps, from the first, that are guided.")
+    ] = None,
     provider: Provider = "auto",
     threads: Threads = None,
     allow: Allow = None,
@@ -90,6 +97,11 @@ def generate(
 ) -> None:
     """Draw one picture: the first steps in the cloud for every candidate, the rest here."""
     settings = load_pair(pair)
+    usual = default_saving(settings.name)
+    saving = None
+    if whole_every is not None or guided_share is not None:
+        share = usual.guided_share if guided_share is None else guided_share
+        saving = Saving(usual.every if whole_every is None else whole_every, share)
     options = make_options(allow, protect, tie, pad, hide)
     marked, history = mark(prompt, options.protect), history_path()
     for note in changed_marks(marked, history):
@@ -101,6 +113,7 @@ def generate(
             prompt, bundle=opened, client=client, progress=tell, pair=settings, policy=policy, seed=seed,
             negative_prompt=negative, steps=steps, handoff=handoff, guidance=guidance, solver=solver,
             allow_public=allow_public, options=options, warn_below=warn_below, warn=_warn,
+            saving=saving,
         )  # fmt: skip
     remember_marks(marked, history)
     result.save(out, with_prompt=save_prompt)
@@ -121,6 +134,7 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
                 "candidates": len(result.job.candidates.prompts),
                 "handoff": result.job.request.handoff,
                 "steps": result.job.request.steps,
+                "device_steps": str(result.job.saving),
                 "timings_s": timings,
                 **more,
             }
@@ -130,4 +144,4 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
     screen.print("  ".join(f"{name} {seconds:.2f} s" for name, seconds in timings.items()))
     for name, value in more.items():
         screen.print(f"{name}: {value}")
-    screen.print(f"seed: {result.seed}\nimage: {out}")
+    screen.print(f"device steps: {result.job.saving}\nseed: {result.seed}\nimage: {out}")

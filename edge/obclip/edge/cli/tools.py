@@ -27,6 +27,10 @@ def export(
     weights: Annotated[str, typer.Option(help="fp32, or fp16: half the size, computed in float32.")] = "fp32",
     height: Annotated[int | None, typer.Option(help="Pixels; by default the model's.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; by default the model's.")] = None,
+    targets: Annotated[
+        str, typer.Option(help="Providers that get device graphs, with commas: cpu, openvino, any; or none.")
+    ] = "cpu",
+    depth: Annotated[int, typer.Option(help="Up layers that a cached step runs.")] = 1,
     min_psnr: Annotated[float | None, typer.Option(help="Floor in dB; by default 80 for fp32, 45 for fp16.")] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     as_json: Json = False,
@@ -40,9 +44,11 @@ def export(
     def tell(part: str, phase: str, seconds: float) -> None:
         typer.echo(f"{part}: {phase} ({seconds:.1f} s)", err=True)
 
+    wanted = () if targets == "none" else tuple(target.strip() for target in targets.split(","))
     manifest = export_bundle(
-        source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell
-    )
+        source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell,
+        targets=wanted, depth=depth,
+    )  # fmt: skip
     _show_manifest(manifest, out, as_json)
 
 
@@ -123,8 +129,19 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
             {"name": c.name, "precision": c.precision, "opset": c.opset, "bytes": sizes[c.file], **c.verification}
             for c in manifest.components
         ]
+        variants = [
+            {"name": v.component, "role": v.role, "precision": v.precision, "target": v.target, "bytes": sizes[v.file]}
+            | v.verification
+            for v in manifest.variants
+        ]
         emit(
-            {"bundle": str(path), "source": manifest.source, "conditioning": manifest.conditioning, "components": parts}
+            {
+                "bundle": str(path),
+                "source": manifest.source,
+                "conditioning": manifest.conditioning,
+                "components": parts,
+                "variants": variants,
+            }
         )
         return
     table = Table(
@@ -136,6 +153,10 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
             c.name, c.precision, str(c.opset), f"{sizes[c.file] / 1e6:.2f}", f"{v['psnr_db']:.1f}",
             f"{v['max_abs']:.2g}", f"{v['cosine']:.6f}",
         )  # fmt: skip
+    for g in manifest.variants:
+        v = g.verification
+        name = f"{g.component}, {g.role} ({g.target})"
+        table.add_row(name, g.precision, "", f"{sizes[g.file] / 1e6:.2f}", f"{v['psnr_db']:.1f}", "", "")
     out = console()
     out.print(table)
     out.print(

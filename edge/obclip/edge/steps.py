@@ -1,0 +1,71 @@
+"""What each of the device's steps evaluates, as plain data: the whole UNet or its outermost layers, with or without
+the unconditional branch.
+
+Cached steps: deep features change little from one step to the next, so that a shallow pass may run on those that an
+earlier whole one left (DeepCache, Ma et al. 2024, arXiv 2312.00858). Late guidance: near the end the branches agree,
+and one suffices (Castillo et al. 2023, arXiv 2312.12487). Both are off for a pair on which they were not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from obclip.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """index: of the solver's step. shallow: on the features of the last whole pass. guided: both branches run."""
+
+    index: int
+    shallow: bool = False
+    guided: bool = True
+
+
+@dataclass(frozen=True)
+class Saving:
+    """every: of so many steps one is whole, 1 for all. guided_share: of the steps, from the first, that are guided."""
+
+    every: int = 1
+    guided_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or not 0 <= self.guided_share <= 1:
+            raise InputError(f"every is {self.every}, guided_share {self.guided_share}; wanted 1 or more, and 0 to 1")
+
+    def __str__(self) -> str:
+        """As `generate` names it: "plain", or what is saved."""
+        said = [f"every {self.every}. step whole"] if self.every > 1 else []
+        said += [f"guided for {self.guided_share:.0%} of the steps"] if self.guided_share < 1 else []
+        return ", ".join(said) or "plain"
+
+
+PLAIN = Saving()
+# By pair: the quickest that kept attributes within 0.02 and 36 dB on that pair (docs/results/device_steps.json)
+_MEASURED: dict[str, Saving] = {"emoji": Saving(2, 0.6)}
+
+
+def default_saving(pair: str) -> Saving:
+    """What was measured to do no harm on this pair; plain for one on which nothing was."""
+    return _MEASURED.get(pair, PLAIN)
+
+
+def plan_steps(start: int, stop: int, saving: Saving = PLAIN, can_be_shallow: bool = True) -> tuple[DeviceStep, ...]:
+    """Steps start..stop-1. The first and the last are whole. can_be_shallow: whether the bundle has such graphs."""
+    count = stop - start
+    guided = round(saving.guided_share * count)
+    return tuple(
+        DeviceStep(
+            index=start + i,
+            shallow=can_be_shallow and 0 < i < count - 1 and i % saving.every != 0,
+            guided=i < guided,
+        )
+        for i in range(count)
+    )
+
+
+def passes(steps: Sequence[DeviceStep], guided: bool = True) -> tuple[int, int]:
+    """How many whole and how many shallow passes they take. guided: False where the scale is 1 and none is."""
+    whole = sum((2 if s.guided and guided else 1) for s in steps if not s.shallow)
+    return whole, sum((2 if s.guided and guided else 1) for s in steps if s.shallow)

@@ -1,0 +1,76 @@
+"""A bundle's UNet as the device runs it: by device graphs where the bundle has them, else by `unet/model.onnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obclip.core.errors import InputError
+from obclip.edge.bundle import Bundle
+from obclip.edge.sessions import scalar
+
+Float32 = NDArray[np.float32]
+
+
+class UNet(Protocol):
+    """branches are texts, float32 [1, tokens, width], by a name; steps are the solver's, by number."""
+
+    can_be_shallow: bool
+
+    def __call__(self, branch: str, x: Float32, step: int, shallow: bool) -> Float32:
+        """The output for latents x [4, h, w], float32 and of the same shape. shallow: on the features that the branch's
+        last whole pass left."""
+        ...
+
+
+def unet_of(bundle: Bundle, texts: Mapping[str, Float32], timesteps: Sequence[float]) -> UNet:
+    """timesteps: of all steps of the schedule. What depends on them or on the texts alone is computed here, once.
+
+    InputError for a bundle of a family whose UNet takes more than that.
+    """
+    if bundle.manifest.family != "sd":
+        raise InputError(f"the bundle is of the family {bundle.manifest.family}; this version draws with sd alone")
+    if all(bundle.variant("unet", role) is not None for role in ("time", "text", "full")):
+        return _Graphs(bundle, texts, timesteps)
+    return _Whole(bundle, texts, timesteps)
+
+
+class _Whole:
+    """optimum's graph: everything in every pass."""
+
+    can_be_shallow = False
+
+    def __init__(self, bundle: Bundle, texts: Mapping[str, Float32], timesteps: Sequence[float]) -> None:
+        self._session, self._texts = bundle.session("unet"), dict(texts)
+        self._timesteps = [scalar(float(t)) for t in timesteps]
+
+    def __call__(self, branch: str, x: Float32, step: int, shallow: bool) -> Float32:
+        given = {"timestep": self._timesteps[step], "encoder_hidden_states": self._texts[branch]}
+        return np.asarray(self._session.run(sample=x[None], **given)["out_sample"][0], np.float32)
+
+
+class _Graphs:
+    """Time projections of all steps, and each text's keys and values, once; then passes that take them."""
+
+    def __init__(self, bundle: Bundle, texts: Mapping[str, Float32], timesteps: Sequence[float]) -> None:
+        time, text = bundle.session("unet", "time"), bundle.session("unet", "text")
+        self._time = time.run(timestep=np.asarray(timesteps, np.float32))
+        self._given = {branch: text.run(encoder_hidden_states=hidden) for branch, hidden in texts.items()}
+        self._full = bundle.session("unet", "full")
+        self.can_be_shallow = bundle.variant("unet", "shallow") is not None
+        self._shallow = bundle.session("unet", "shallow") if self.can_be_shallow else None
+        self._features: dict[str, NDArray[Any]] = {}
+
+    def __call__(self, branch: str, x: Float32, step: int, shallow: bool) -> Float32:
+        session = self._shallow if shallow and self._shallow is not None else self._full
+        row = {name: values[step : step + 1] for name, values in self._time.items()}
+        given = {"sample": x[None], **row, **self._given[branch]}
+        if session is self._shallow:
+            given["features"] = self._features[branch]
+        out = session.run(**{name: given[name] for name in session.input_names})
+        if session is self._full:
+            self._features[branch] = out["features"]
+        return np.asarray(out["out_sample"][0], np.float32)

@@ -1,0 +1,161 @@
+"""An export in progress: a hidden folder beside the bundle-to-be, each part either whole and on record or made again.
+
+Killed exports go on where they were: the folder is kept while its key, a digest of the model and the options, is the
+same. Only a folder with every part takes the bundle's name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.files import atomic_write_bytes, publish_folder, sha256_file, sync_folder
+from obclip.core.manifest import Component, FileEntry, Variant, list_files
+
+_STATE = ".export"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A part that is done: its component, other graphs of it, and its files, relative to the bundle."""
+
+    component: Component
+    variants: tuple[Variant, ...]
+    files: tuple[FileEntry, ...]
+
+    def intact(self, folder: Path) -> bool:
+        return all((folder / f.path).is_file() and sha256_file(folder / f.path) == f.sha256 for f in self.files)
+
+
+class Partial:
+    """Use with `with`: it holds a lock, so that two exports to one place cannot mix.
+
+    An exception of the disk (OSError), Ctrl-C or a kill leaves the finished parts for the next run; any other error is
+    the model's or the options' and leaves nothing.
+    """
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.out = out
+        self.folder = out.parent / f".{out.name}.partial"
+        self._state, self._key = self.folder / _STATE, key
+        self._lock: Any = None
+
+    def __enter__(self) -> Partial:
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._state / "lock").open("a")
+            _lock(self._lock.fileno())
+        except BlockingIOError as error:
+            self._lock.close()
+            raise InputError(f"another export is writing {self.out}; wait for it or choose another place") from error
+        except OSError as error:
+            raise RunError(f"cannot write to {self.out.parent} ({error.strerror}); choose another place") from error
+        if self._read_key() != self._key:
+            self._wipe()
+            atomic_write_bytes(self._state / "key", self._key.encode())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._lock.close()
+        kept = kind is None or issubclass(kind, OSError | MemoryError) or not issubclass(kind, Exception)
+        if not kept or not self.records():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def records(self) -> list[str]:
+        """Names of the parts on record."""
+        return sorted(p.stem for p in self._state.glob("*.json"))
+
+    def find(self, name: str) -> Record | None:
+        """The record of a part that an earlier run finished, if its files are still what they were."""
+        try:
+            values = json.loads((self._state / f"{name}.json").read_text(encoding="utf8"))
+            record = Record(
+                Component(**values["component"]),
+                tuple(Variant(**v) for v in values["variants"]),
+                tuple(FileEntry(**f) for f in values["files"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if record.intact(self.folder) else None
+
+    def begin(self, name: str) -> Path:
+        """An empty folder for a part."""
+        (self._state / f"{name}.json").unlink(missing_ok=True)
+        folder = self.folder / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        return folder
+
+    def finish(self, name: str, component: Component, variants: tuple[Variant, ...]) -> Record:
+        """Put a part on record, once its bytes are on the disk."""
+        folder = self.folder / name
+        sync_folder(folder)
+        files = tuple(FileEntry(f"{name}/{f.path}", f.bytes, f.sha256) for f in list_files(folder))
+        record = Record(component, variants, files)
+        atomic_write_bytes(self._state / f"{name}.json", json.dumps(asdict(record)).encode())
+        return record
+
+    def adopt(self, bundle: Path, component: Component, variants: tuple[Variant, ...]) -> Record:
+        """Take a part over from another bundle: by a second name for its files where the disk can, else as a copy."""
+        folder = self.begin(component.name)
+        for file in sorted(p for p in (bundle / component.name).rglob("*") if p.is_file()):
+            target = folder / file.relative_to(bundle / component.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, target)
+            except OSError:
+                shutil.copyfile(file, target)
+        return self.finish(component.name, component, variants)
+
+    def publish(self) -> None:
+        """Give the folder the bundle's name."""
+        sync_folder(self.folder)
+        self._lock.close()
+        shutil.rmtree(self._state)
+        publish_folder(self.folder, self.out)
+
+    def _read_key(self) -> str | None:
+        try:
+            return (self._state / "key").read_text()
+        except OSError:
+            return None
+
+    def _wipe(self) -> None:
+        for path in [*self.folder.iterdir(), *self._state.iterdir()]:
+            if path == self._state or path.name == "lock":
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _lock(descriptor: int) -> None:
+    """BlockingIOError if another process holds it; the system lets go when this one ends, however it ends."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def check_same_model(bundle: Path, digest: str, wanted: str, force: bool) -> None:
+    """BundleError unless parts of the model `wanted` may join those of a bundle made from `digest`."""
+    if digest != wanted and not force:
+        raise BundleError(
+            f"{bundle} was made from another model ({digest[:12]}…, not {wanted[:12]}…); pass --force to mix them"
+        )

@@ -1,0 +1,148 @@
+"""Bundles of the other families in optimum's pipelines, and exports that are killed or run out of disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from diffusers import (
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from optimum.onnxruntime import (
+    ORTLatentConsistencyModelPipeline,
+    ORTStableDiffusionPipeline,
+    ORTStableDiffusionXLPipeline,
+)
+from tiny import make_sd_folder, make_sdxl_folder
+
+import obclip.export.bundle as bundle_module
+from obclip.core.errors import InputError, RunError
+from obclip.core.manifest import Manifest
+from obclip.edge import Bundle
+from obclip.edge.unet import unet_of
+from obclip.export import export_bundle
+from obclip.export.verify import psnr_db
+
+
+def make_lcm_folder(path: Path) -> Path:
+    """A latent consistency model: the guidance scale is an input of its UNet."""
+    made = StableDiffusionPipeline.from_pretrained(make_sd_folder(path / "sd"))
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel.from_config({**made.unet.config, "time_cond_proj_dim": 16})
+    LatentConsistencyModelPipeline(
+        vae=made.vae, text_encoder=made.text_encoder, tokenizer=made.tokenizer, unet=unet,
+        scheduler=LCMScheduler.from_config(made.scheduler.config), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(path / "lcm")  # fmt: skip
+    return path / "lcm"
+
+
+FAMILIES: dict[str, tuple[Callable[[Path], Path], Any, Any, str]] = {
+    "no middle block": (
+        lambda p: make_sd_folder(p / "sd", mid=False, vae="kl"),
+        StableDiffusionPipeline, ORTStableDiffusionPipeline, "sd",
+    ),
+    "SDXL": (lambda p: make_sdxl_folder(p / "xl"), StableDiffusionXLPipeline, ORTStableDiffusionXLPipeline, "sdxl"),
+    "LCM": (make_lcm_folder, LatentConsistencyModelPipeline, ORTLatentConsistencyModelPipeline, "lcm"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(family: str, tmp_path: Path):
+    make, theirs, optimums, name = FAMILIES[family]
+    source = make(tmp_path)
+    manifest = export_bundle(source, tmp_path / "bundle", weights="fp16", targets=("cpu",))
+    assert manifest.family == name
+    assert {v.role for v in manifest.variants} == {"time", "text", "full", "shallow"}
+    for variant in manifest.variants:  # the graphs hold together without the exporter
+        ort.InferenceSession(tmp_path / "bundle" / variant.file, providers=["CPUExecutionProvider"])
+    pictures = []
+    for kind, folder in ((theirs, source), (optimums, tmp_path / "bundle")):
+        pipeline = kind.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        settings: dict[str, Any] = {"generator": torch.Generator().manual_seed(1)} if name == "lcm" else {}
+        made = pipeline(
+            "a woman cook", latents=latents, num_inference_steps=4, guidance_scale=3.5, height=64, width=64,
+            output_type="np", **settings,
+        )  # fmt: skip
+        pictures.append(np.asarray(made.images, np.float64))
+    assert pictures[0].std() > 0.01
+    assert psnr_db(*pictures) > 40
+
+
+def test_a_family_that_the_device_cannot_draw_with_says_so(tmp_path: Path):
+    export_bundle(make_sdxl_folder(tmp_path / "xl"), tmp_path / "bundle", weights="fp16")
+    with pytest.raises(InputError, match="family sdxl"):
+        unet_of(Bundle.open(tmp_path / "bundle"), {}, [1.0])
+
+
+def test_a_full_disk_keeps_what_is_done(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, phases = bundle_module.export_onnx, []
+
+    def full(part: Any, *rest: Any) -> None:
+        if part.name == "vae_decoder":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(part, *rest)
+
+    monkeypatch.setattr(bundle_module, "export_onnx", full)
+    with pytest.raises(RunError, match=r"No space left.*what is done is kept"):
+        export_bundle(small_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(bundle_module, "export_onnx", whole)
+    export_bundle(small_folder, tmp_path / "out", progress=lambda part, phase, _: phases.append((part, phase)))
+    assert [part for part, phase in phases if phase == "done before"] == ["text_encoder", "unet"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    Manifest.read(tmp_path / "out").verify_files(tmp_path / "out")
+
+
+def test_other_options_take_nothing_over(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, phases = bundle_module.export_onnx, []
+
+    def full(part: Any, *rest: Any) -> None:
+        if part.name == "unet":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(part, *rest)
+
+    monkeypatch.setattr(bundle_module, "export_onnx", full)
+    with pytest.raises(RunError):
+        export_bundle(small_folder, tmp_path / "out")
+    monkeypatch.setattr(bundle_module, "export_onnx", whole)
+    export_bundle(small_folder, tmp_path / "out", weights="fp16", progress=lambda *told: phases.append(told[1]))
+    assert "done before" not in phases
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_no_bundle_and_goes_on(small_folder: Path, tmp_path: Path):
+    """A real process, killed once it says that the UNet is done."""
+    out = tmp_path / "out"
+    program = "from obclip.edge.cli import main; main()"
+    command = [sys.executable, "-c", program, "export", str(small_folder), str(out), "--targets", "none"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("unet: verified") for line in process.stderr)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not out.exists()
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "text_encoder: done before" in done.stderr
+    assert len(json.loads(done.stdout)["components"]) == 4
+    Manifest.read(out).verify_files(out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
