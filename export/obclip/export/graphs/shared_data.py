@@ -56,8 +56,8 @@ class SharedData:
                 continue
             raw = _bytes(tensor)
             value.const_value = ir.ExternalTensor(
-                self.path.name, self.add(raw), len(raw), tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=str(value.name),
-                base_dir=self.path.parent,
+                self.path.name, self.add(raw), len(raw), tensor.dtype, shape=ir.Shape(tensor.numpy().shape),
+                name=str(value.name), base_dir=self.path.parent,
             )  # fmt: skip
         ir.save(model, path)
 
