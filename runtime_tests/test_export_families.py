@@ -93,19 +93,26 @@ def test_a_family_that_the_device_cannot_draw_with_says_so(tmp_path: Path):
         unet_of(Bundle.open(tmp_path / "bundle"), {}, [1.0])
 
 
-def test_a_full_disk_keeps_what_is_done(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, phases = bundle_module.export_onnx, []
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> Callable[[], None]:
+    """Until the function that it returns is called, there is no room for the part `at`."""
+    whole = bundle_module.export_onnx
 
     def full(part: Any, *rest: Any) -> None:
-        if part.name == "vae_decoder":
+        if part.name == at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(part, *rest)
 
     monkeypatch.setattr(bundle_module, "export_onnx", full)
+    return lambda: monkeypatch.setattr(bundle_module, "export_onnx", whole)
+
+
+def test_a_full_disk_keeps_what_is_done(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    phases: list[Any] = []
+    make_room = fill_the_disk(monkeypatch, "vae_decoder")
     with pytest.raises(RunError, match=r"No space left.*what is done is kept"):
         export_bundle(small_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(bundle_module, "export_onnx", whole)
+    make_room()
     export_bundle(small_folder, tmp_path / "out", progress=lambda part, phase, _: phases.append((part, phase)))
     assert [part for part, phase in phases if phase == "done before"] == ["text_encoder", "unet"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -113,17 +120,11 @@ def test_a_full_disk_keeps_what_is_done(small_folder: Path, tmp_path: Path, monk
 
 
 def test_other_options_take_nothing_over(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole, phases = bundle_module.export_onnx, []
-
-    def full(part: Any, *rest: Any) -> None:
-        if part.name == "unet":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        whole(part, *rest)
-
-    monkeypatch.setattr(bundle_module, "export_onnx", full)
+    phases: list[Any] = []
+    make_room = fill_the_disk(monkeypatch, "unet")
     with pytest.raises(RunError):
         export_bundle(small_folder, tmp_path / "out")
-    monkeypatch.setattr(bundle_module, "export_onnx", whole)
+    make_room()
     export_bundle(small_folder, tmp_path / "out", weights="fp16", progress=lambda *told: phases.append(told[1]))
     assert "done before" not in phases
 
