@@ -1,0 +1,99 @@
+"""What a UNet is conditioned on, from a bundle's own text encoders, as calibration needs it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from obclip.core.errors import InputError, ModelMissingError
+from obclip.export.quantise.graph import Feed, run, session
+
+
+def encode(bundle: Path, prompts: Sequence[str], size: tuple[int, int], guidance: float) -> dict[str, Feed]:
+    """prompt -> what the UNet takes beside latents and step. size: height and width of the picture, pixels.
+
+    bundle: a folder with `text_encoder/model.onnx` (SDXL: `text_encoder_2/` too) and tokenizers. ModelMissingError if
+    it is incomplete; prompts that are too long are cut.
+    """
+    config = _json(bundle / "unet" / "config.json")
+    parts = [p for p in ("text_encoder", "text_encoder_2") if (bundle / p / "model.onnx").is_file()]
+    if not parts:
+        raise ModelMissingError(f"{bundle} has no text_encoder/model.onnx; export it before anything is calibrated")
+    outputs = [_hidden(bundle, part, prompts) for part in parts]
+    found = {}
+    for i, prompt in enumerate(prompts):
+        one = [output[i] for output in outputs]
+        feed: Feed = {"encoder_hidden_states": _text_of(one)}
+        if config.get("addition_embed_type") == "text_time":
+            feed["text_embeds"] = one[-1]["text_embeds"]
+            feed["time_ids"] = np.array([[*size, 0, 0, *size]], np.float32)
+        if width := config.get("time_cond_proj_dim"):
+            feed["timestep_cond"] = guidance_embedding(guidance - 1.0, width)
+        found[prompt] = feed
+    return found
+
+
+def guidance_embedding(scale: float, width: int) -> NDArray[np.float32]:
+    """float32 [1, width]: sinusoids of 1000 times the scale (Meng et al. 2023; in diffusers' order)."""
+    half = width // 2
+    angles = scale * 1000.0 * np.exp(-math.log(10000.0) / (half - 1) * np.arange(half))
+    values = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)])
+    return values[None].astype(np.float32)
+
+
+def _hidden(bundle: Path, part: str, prompts: Sequence[str]) -> list[Feed]:
+    tokenizer, limit, pad = _tokenizer(bundle, part.replace("text_encoder", "tokenizer"))
+    sess = session(bundle / part / "model.onnx")
+    found = []
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt).ids
+        if len(ids) > limit:
+            ids = [*ids[: limit - 1], ids[-1]]
+        found.append(run(sess, {"input_ids": np.array([ids + [pad] * (limit - len(ids))], np.int64)}))
+    del sess
+    gc.collect()
+    return found
+
+
+def _text_of(outputs: Sequence[Feed]) -> NDArray[np.float32]:
+    """[1, tokens, width]; of two encoders the last layers but one, side by side (SDXL)."""
+    if len(outputs) == 1 and "hidden_states.0" not in outputs[0]:
+        return np.asarray(outputs[0]["last_hidden_state"], np.float32)
+    layers = []
+    for output in outputs:
+        count = sum(name.startswith("hidden_states.") for name in output)
+        layers.append(output[f"hidden_states.{count - 2}"])
+    return np.concatenate(layers, axis=-1).astype(np.float32)
+
+
+def _tokenizer(bundle: Path, name: str) -> tuple[Tokenizer, int, int]:
+    folder = bundle / name
+    config = _json(folder / "tokenizer_config.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelMissingError(f"{folder}/tokenizer.json cannot be read ({error}); export the bundle again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    pad = config.get("pad_token")
+    token = pad["content"] if isinstance(pad, dict) else pad
+    number = tokenizer.token_to_id(token) if token else None
+    if number is None:
+        raise InputError(f"{folder}: tokenizer_config.json names no pad token that is in the vocabulary")
+    return tokenizer, int(config["model_max_length"]), number
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise ModelMissingError(f"{path} cannot be read ({error}); export the bundle again") from error
+    return values

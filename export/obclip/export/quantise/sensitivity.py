@@ -1,0 +1,119 @@
+"""Which layers stay float: each group's damage is measured alone, and the worst for their cost are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from obclip.core.errors import VerificationError
+from obclip.export.quantise.graph import Feed, Layer, groups, layers, load_graph, run, session
+from obclip.export.quantise.qdq import insert
+from obclip.export.quantise.ranges import Range, macs
+from obclip.export.quantise.verdict import CONDITIONING_TOLERANCE, Verdict
+
+GROUPS = 40
+_NOISY = 8.0  # times its share of the work: what a group may add of the error before it is left float at once
+_ROUNDS = 6
+_LEAST_SHARE = 0.5
+_HEADROOM_DB = 0.5
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What quantising `layers` alone does. noise: squared error of the output over its power; share: of the work."""
+
+    layers: tuple[str, ...]
+    noise: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """excluded: names of layers that stay float. share: of the multiply-accumulates that are quantised.
+
+    table: damage of every group, worst for its cost first. rounds: verdict and number of layers left out, each try.
+    """
+
+    excluded: tuple[str, ...]
+    share: float
+    verdict: Verdict
+    table: tuple[Damage, ...]
+    rounds: tuple[tuple[int, Verdict], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quantised_share": round(self.share, 4),
+            "float_layers": list(self.excluded),
+            **self.verdict.to_dict(),
+            "tries": [{"float_layers": count} | verdict.to_dict() for count, verdict in self.rounds],
+            "sensitivity": [
+                asdict(d) | {"noise": float(f"{d.noise:.3g}"), "share": float(f"{d.share:.3g}")} for d in self.table
+            ],
+        }
+
+
+def damage(
+    source: Path, ranges: Mapping[str, Range], feeds: Sequence[Feed], target: str, at_most: int = GROUPS
+) -> list[Damage]:
+    """Quantise one group at a time; noise on the first output, the mean over `feeds`. Worst for its cost first."""
+    reference = session(source)
+    name = reference.get_outputs()[0].name
+    wanted = [run(reference, feed, [name])[name].astype(np.float64) for feed in feeds]
+    del reference
+    work = macs(source, feeds[0])
+    total = sum(work.values())
+    found = []
+    for group in groups(layers(load_graph(source)), at_most):
+        noise = _noise(source, ranges, group, feeds, wanted, target, name)
+        found.append(Damage(tuple(x.name for x in group), noise, sum(work[x.name] for x in group) / total))
+    return sorted(found, key=lambda d: d.noise / d.share, reverse=True)
+
+
+def _noise(
+    source: Path, ranges: Mapping[str, Range], group: tuple[Layer, ...], feeds: Sequence[Feed],
+    wanted: Sequence[np.ndarray], target: str, name: str,
+) -> float:  # fmt: skip
+    model = load_graph(source)
+    insert(model, ranges, {layer.name for layer in group}, target)
+    sess = session(model, source.parent)
+    errors = [
+        float(np.mean((run(sess, feed, [name])[name] - w) ** 2) / np.mean(w**2))
+        for feed, w in zip(feeds, wanted, strict=True)
+    ]
+    return float(np.mean(errors))
+
+
+def choose(table: Sequence[Damage], judge: Callable[[tuple[str, ...]], Verdict], floor_db: float) -> Choice:
+    """Leave out cheap and noisy groups at once, then as many more as the floor takes; errors of groups add up, roughly.
+
+    judge(excluded) measures the whole. VerificationError if less than half of the work could be quantised.
+    """
+    total = sum(d.noise for d in table)
+    left = [d for d in table if d.noise / total > _NOISY * d.share] if total > 0 else []
+    rest = [d for d in table if d not in left]
+    rounds: list[tuple[int, Verdict]] = []
+    while sum(d.share for d in rest) >= _LEAST_SHARE and len(rounds) < _ROUNDS:
+        excluded = tuple(name for d in left for name in d.layers)
+        verdict = judge(excluded)
+        rounds.append((len(excluded), verdict))
+        if verdict.meets(floor_db):
+            return Choice(excluded, sum(d.share for d in rest), verdict, tuple(table), tuple(rounds))
+        allowed = sum(d.noise for d in rest) * 10 ** (-_gap_db(verdict, floor_db) / 10)
+        while rest and sum(d.noise for d in rest) > allowed:
+            left.append(rest.pop(0))
+    last = rounds[-1][1] if rounds else Verdict(float("nan"), float("nan"), float("nan"), float("nan"))
+    raise VerificationError(
+        f"with half of the work in float32 int8 pictures are still {last.psnr_db:.1f} dB from float32's (wanted "
+        f"{floor_db:.0f}), the response to the text {last.conditioning:.3f} of theirs (wanted 1 within 5 %); leave "
+        "int8 out, or calibrate with more prompts"
+    )
+
+
+def _gap_db(verdict: Verdict, floor_db: float) -> float:
+    """By how much the error must fall. What it adds to a response goes with its power as well."""
+    deaf = abs(verdict.conditioning - 1) / CONDITIONING_TOLERANCE
+    return max(floor_db - verdict.psnr_db, 10 * np.log10(max(deaf, 1.0)), 0.0) + _HEADROOM_DB

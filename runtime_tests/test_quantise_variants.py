@@ -1,0 +1,185 @@
+"""Calibration data and a bundle's quantised variants, against diffusers and the edge's own run of the same steps."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
+    LatentConsistencyModelPipeline,
+)
+from tiny import diffusers_latents
+
+from obclip.core.errors import InputError, ModelMissingError, VerificationError
+from obclip.core.manifest import Variant
+from obclip.core.pairs import Pair, load_pair
+from obclip.core.wire import Request
+from obclip.edge import Bundle
+from obclip.export.graphs import export_device_graphs
+from obclip.export.quantise.conditions import encode, guidance_embedding
+from obclip.export.quantise.prompts import EMOJI, PEOPLE
+from obclip.export.quantise.trajectories import trajectories
+from obclip.export.quantise.unets import DeviceUnet, WholeUnet
+from obclip.export.quantise.variants import Setting, prepare, quantise_decoder, quantise_unet, some_passes
+from obclip.export.quantise.verdict import Pictures, Verdict, of_unet
+
+PROMPTS = ("noto style emoji of a woman", "blob style emoji of a boy")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return replace(load_pair("emoji"), solver="ddim", steps=6, handoff=2)
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder: Path, small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with device graphs, which variants are written into."""
+    folder = tmp_path_factory.mktemp("quantised") / "bundle"
+    shutil.copytree(bundle_folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle: Path, small_folder: Path) -> tuple[Variant, ...]:
+    unet = UNet2DConditionModel.from_pretrained(small_folder / "unet").eval()
+    return export_device_graphs(unet, 16, 16, 32, bundle / "unet", ("cpu",), 1)
+
+
+@pytest.fixture(scope="module")
+def setting(pair: Pair, bundle: Path, large_folder: Path) -> Setting:
+    return prepare(pair, bundle, PROMPTS, 1.0, large=large_folder, floor_db=25.0)
+
+
+def test_a_trajectory_begins_where_diffusers_large_model_ends(setting: Setting, pair: Pair, large_folder: Path):
+    found = setting.calibrate[0]
+    request = Request(
+        pair=pair.digest, candidates=(PROMPTS[0],), negative_prompt="", seed=0, height=64, width=64, steps=6, handoff=2,
+        guidance=pair.guidance, solver="ddim",
+    )  # fmt: skip
+    wanted = diffusers_latents(StableDiffusionPipeline.from_pretrained(large_folder), request, PROMPTS[0])
+    assert found.start == 2
+    np.testing.assert_allclose(found.x, wanted, atol=2e-3 * np.abs(wanted).max())  # rounded to float16, as on the wire
+
+
+def test_and_goes_on_as_the_edge_does(setting: Setting, pair: Pair, bundle: Path):
+    """The edge's sessions on the same files, stepped here: every pass's latents and outputs, and the last latents."""
+    found = setting.calibrate[0]
+    opened = Bundle.open(bundle, verify=False)
+    text = [opened.encode(PROMPTS[0]), opened.encode("")]
+    np.testing.assert_allclose(found.branches[0]["encoder_hidden_states"], text[0], atol=1e-5)
+    schedule, x = opened.schedule("ddim", 6), found.x
+    passes = iter(found.passes)
+    for step in range(2, 6):
+        outputs = []
+        for branch in (0, 1):
+            t = np.float32(schedule.timesteps[step])
+            feed = {"sample": x[None], "timestep": t, "encoder_hidden_states": text[branch]}
+            session = ort.InferenceSession(bundle / "unet" / "model.onnx", providers=["CPUExecutionProvider"])
+            outputs.append(session.run(["out_sample"], {k: np.asarray(v) for k, v in feed.items()})[0][0])
+            p = next(passes)
+            assert (p.step, p.branch) == (step, branch)
+            np.testing.assert_allclose(p.x, x, atol=1e-4)
+            np.testing.assert_allclose(p.output, outputs[-1], atol=1e-4)
+        x, _ = schedule.step(step, x, outputs[1] + np.float32(pair.guidance) * (outputs[0] - outputs[1]))
+    assert next(passes, None) is None
+    np.testing.assert_allclose(found.last, x, atol=1e-4)
+
+
+def test_without_a_large_model_it_begins_at_noise(pair: Pair, bundle: Path):
+    (found,) = trajectories(pair, bundle, PROMPTS[:1], [3], steps=2)
+    assert found.start == 0
+    assert len(found.passes) == 4
+    with pytest.raises(ModelMissingError, match="diffusers pipeline"):
+        trajectories(pair, bundle, PROMPTS[:1], [3], large=bundle / "unet")
+    with pytest.raises(InputError, match="at least two"):
+        prepare(pair, bundle, PROMPTS[:1], 1.0)
+
+
+def test_guidance_embedding_is_diffusers():
+    wanted = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([6.5]), 256)  # type: ignore[arg-type]
+    np.testing.assert_allclose(guidance_embedding(6.5, 256), wanted.numpy(), atol=2e-3)  # float32 angles up to 6500
+
+
+def test_device_graphs_are_the_whole_unet(setting: Setting, bundle: Path, graphs: tuple[Variant, ...]):
+    schedule, found = setting.schedule, setting.calibrate[0]
+    device = DeviceUnet(bundle / "unet", bundle / "unet" / "cpu_fp32_full.onnx", schedule)
+    for p in found.passes:
+        output = device.output(p.x, p.step, found.branches[p.branch])
+        assert np.linalg.norm(output - p.output) < 2e-3 * np.linalg.norm(p.output)  # weights stored as float16
+
+
+def test_the_float_model_loses_nothing(setting: Setting, pair: Pair, bundle: Path):
+    unet = WholeUnet(bundle / "unet" / "model.onnx", setting.schedule)
+    pictures = Pictures(bundle / "vae_decoder" / "model.onnx", 1.0)
+    verdict = of_unet(unet, setting.judge, setting.schedule, pair.guidance, pictures)
+    assert verdict.lowest_db > 80
+    assert verdict.conditioning == pytest.approx(1, abs=1e-4)
+
+    class Deaf:
+        feed = unet.feed
+
+        def output(self, x, step, conditions):
+            return unet.output(x, step, setting.judge[0].branches[1])
+
+    deaf = of_unet(Deaf(), setting.judge, setting.schedule, pair.guidance, pictures)
+    assert deaf.conditioning == 0
+    assert not deaf.meets(0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "target"), [("int8", "cpu"), ("w8", "cpu"), ("fp16", "cpu")])
+def test_variants_of_device_graphs(
+    setting: Setting, bundle: Path, graphs: tuple[Variant, ...], precision: str, target: str
+):
+    full, shallow = quantise_unet(setting, graphs, precision, target)
+    assert (full.role, shallow.role) == ("full", "shallow")
+    for variant in (full, shallow):
+        assert (variant.component, variant.precision, variant.target) == ("unet", precision, target)
+        session = ort.InferenceSession(bundle / variant.file, providers=["CPUExecutionProvider"])
+        assert {v.name for v in session.get_inputs()} == set(variant.inputs)
+        assert variant.verification["depth"] == 1
+    assert set(full.inputs) == set(graphs[2].inputs)
+    assert set(full.outputs) == set(graphs[2].outputs)
+    assert full.verification["psnr_db"] >= 25
+    assert abs(full.verification["conditioning"] - 1) <= 0.05
+    if precision == "int8":
+        assert full.verification["quantised_share"] >= 0.5
+        assert len(full.verification["sensitivity"]) > 5
+
+
+def test_variants_without_device_graphs_and_of_the_decoder(setting: Setting, bundle: Path):
+    (whole,) = quantise_unet(setting, (), "int8", "cpu")
+    assert (whole.role, whole.file) == ("whole", "unet/cpu_int8_whole.onnx")
+    assert whole.inputs["sample"] == ["batch_size", 4, "height", "width"]
+    decoder = quantise_decoder(setting, "int8", "cpu")
+    assert decoder.verification["psnr_db"] >= 25
+    with pytest.raises(VerificationError, match="wanted 90"):
+        quantise_decoder(replace(setting, floor_db=90.0), "w8", "openvino")
+    with pytest.raises(InputError, match="choose one of"):
+        quantise_unet(setting, (), "int4", "cpu")
+
+
+def test_few_passes_keep_the_step_before_each(setting: Setting):
+    found = setting.calibrate[0]
+    steps = [p.step for p in some_passes(found, 1)]
+    assert steps == [2, 2, 3, 3]
+    assert some_passes(found, 9) == found.passes
+
+
+def test_prompts_are_many_and_different(bundle: Path):
+    for prompts in (EMOJI, PEOPLE):
+        assert len(set(prompts)) == len(prompts) == 40
+    shapes = {feed["encoder_hidden_states"].shape for feed in encode(bundle, PEOPLE[:3], (64, 64), 2.0).values()}
+    assert shapes == {(1, 32, 32)}  # cut to what the model reads
+
+
+def test_a_verdict_needs_both_picture_and_hearing():
+    assert Verdict(31, 28, 40, 1.04).meets(30)
+    assert not Verdict(29, 28, 40, 1.0).meets(30)
+    assert not Verdict(31, 28, 40, 0.94).meets(30)
