@@ -51,8 +51,11 @@ class Log:
 class QuickBundle(Bundle):
     """The embedded bundle with its real tokenizer, schedule and text encoder; UNet and decoder answer with zeros."""
 
-    def session(self, component: str) -> Any:
-        return super().session(component) if component == "text_encoder" else _Zeros(self)
+    def variant(self, component: str, role: str) -> None:
+        return None  # no device graphs: every pass is a whole one
+
+    def session(self, component: str, role: str = "whole") -> Any:
+        return super().session(component, role) if component == "text_encoder" else _Zeros(self)
 
 
 @dataclass(frozen=True)
