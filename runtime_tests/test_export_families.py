@@ -67,9 +67,10 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], Any, Any, str]] = {
 def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(family: str, tmp_path: Path):
     make, theirs, optimums, name = FAMILIES[family]
     source = make(tmp_path)
-    manifest = export_bundle(source, tmp_path / "bundle", weights="fp16", targets=("cpu",))
+    targets = ("cpu",) if name == "sdxl" else ()  # of the others, test_device_graphs makes them
+    manifest = export_bundle(source, tmp_path / "bundle", weights="fp16", targets=targets)
     assert manifest.family == name
-    assert {v.role for v in manifest.variants} == {"time", "text", "full", "shallow"}
+    assert {v.role for v in manifest.variants} == ({"time", "text", "full", "shallow"} if targets else set())
     for variant in manifest.variants:  # the graphs hold together without the exporter
         ort.InferenceSession(tmp_path / "bundle" / variant.file, providers=["CPUExecutionProvider"])
     pictures = []
