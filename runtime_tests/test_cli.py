@@ -97,7 +97,7 @@ BAD_WORDS = {
     "unplaced word": (["generate", "a teenage dirtbag"], 6, ""),
     "nothing hidden": (["generate", "a house"], 6, "hidden"),
     "plain http": (["generate", "a woman", "--cloud", "http://cloud.example"], 6, "https"),
-    "unknown provider": (["generate", "a woman", "--provider", "tpu"], 2, "choose one of auto"),
+    "unknown provider": (["generate", "a woman", "--provider", "tpu"], 2, "choose one of cpu"),
     "unknown pair": (["generate", "a woman", "--pair", "nope"], 2, "nope"),
     "unknown policy": (["generate", "a woman", "--policy", "nope"], 2, "nope"),
     "no threads": (["generate", "a woman", "--threads", "0"], 2, "threads"),

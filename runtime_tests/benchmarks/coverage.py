@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from obclip.core.errors import ObclipError
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 from obclip.edge.oblivious import Policy, candidate_set, load_policy
 from runtime_tests.labels import FOLDER, detect, labelled
 

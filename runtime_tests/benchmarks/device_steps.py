@@ -25,8 +25,8 @@ from obclip.cloud.plans import load_planner
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
-from obclip.edge.bench import machine
 from obclip.edge.complete import Guidance, denoise
+from obclip.edge.machine import machine
 from obclip.edge.steps import PLAIN, Saving, passes, plan_steps
 from obclip.export.classifier import load_classifier
 

@@ -31,7 +31,7 @@ from obclip.core.pairs import Pair, load_pair
 from obclip.core.schedule import Schedule
 from obclip.core.wire import Request
 from obclip.edge import Bundle
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 from obclip.edge.sessions import scalar
 from obclip.export.classifier import HEADS, Classifier, load_classifier
 from obclip.export.classifier.measure import bootstrap, hits, score, worst

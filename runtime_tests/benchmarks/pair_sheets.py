@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from obclip.core.pairs import load_pair
 from obclip.edge import Bundle, Client, generate
-from obclip.edge.bench import machine
 from obclip.edge.demo import device_picture, local_cloud
 from obclip.edge.image import contact_sheet, save_png
+from obclip.edge.machine import machine
 
 PROMPTS = (
     "noto style emoji of a woman with dark skin tone",

@@ -28,7 +28,7 @@ from obclip.cloud.parts import Keep
 from obclip.cloud.plan import Branch, Plan, Step, plain_plan
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import Pair, load_pair
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from .server_fidelity import candidate_sets, request_for
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from obclip.core.errors import InputError, PrivacyError
 from obclip.core.files import atomic_write_bytes
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 from obclip.edge.oblivious import CandidateSet, candidate_set, load_policy
 from runtime_tests.baselines.bigram import Bigram
 from runtime_tests.baselines.cape import Cape, closeness, full_bound, size_bound

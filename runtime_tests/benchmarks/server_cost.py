@@ -42,7 +42,7 @@ from obclip.cloud.unet import LayeredUNet
 from obclip.core.errors import InputError
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import Pair, load_pair
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from .architectures import CLOUD_UNETS, TOKENS
 from .server_fidelity import CandidateSet, candidate_sets, compare, draw, request_for

@@ -37,7 +37,7 @@ from obclip.core.pairs import load_pair
 from obclip.core.problems import Problem
 from obclip.core.wire import DENOISE_PATH, Request, Response
 from obclip.edge import Bundle, Client
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from .server_fidelity import candidate_sets, request_for
 

@@ -29,7 +29,7 @@ import httpx
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import load_pair
 from obclip.core.wire import DENOISE_PATH
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from .server_fidelity import candidate_sets, request_for
 

@@ -38,7 +38,7 @@ from obclip.core.files import atomic_write_bytes
 from obclip.core.noise import initial_noise
 from obclip.core.pairs import Pair, load_pair, resolve_source
 from obclip.core.wire import Request
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from .server_cost import random_model
 from .server_fidelity import candidate_sets, request_for

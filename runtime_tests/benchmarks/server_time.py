@@ -29,7 +29,7 @@ from obclip.cloud.plans import load_planner
 from obclip.cloud.policies import PublishedCache
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import Pair, load_pair
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from .server_cost import PeakMemory, published_points, random_model
 from .server_fidelity import candidate_sets, request_for

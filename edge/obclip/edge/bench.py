@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.pairs import Pair
 from obclip.edge.bundle import Bundle
 from obclip.edge.complete import Guidance, denoise, first_latents
+from obclip.edge.machine import machine, peak_memory_bytes
 from obclip.edge.sessions import scalar
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
@@ -58,19 +54,19 @@ def run_bench(
     source: str | Path,
     pair: Pair,
     *,
-    provider: str,
-    threads: int | None,
     runs: int,
     warmup: int,
     handoff: int | None = None,
+    **options: Any,
 ) -> Report:
-    """Measure. Session creation (load) is timed apart from the first run, which may compile."""
+    """Measure. Session creation (load) is timed apart from the first run, which may compile. options: as `Bundle.open`
+    takes them."""
     if runs < 1 or warmup < 0:
         raise InputError(f"runs is {runs} and warmup {warmup}; runs must be 1 or more, warmup 0 or more")
     k = handoff if handoff is not None else pair.handoff
     if not 1 <= k <= pair.steps:
         raise InputError(f"handoff is {k}; it must be from 1 to steps ({pair.steps})")
-    bundle = Bundle.open(source, provider=provider, threads=threads)
+    bundle = Bundle.open(source, **options)
     if bundle.latent_shape != pair.latent_shape:
         raise InputError(
             f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
@@ -78,8 +74,9 @@ def run_bench(
         )
     load, first = {}, {}
     calls = _calls(bundle)
+    roles = _roles(bundle)
     for name in PARTS:
-        load[name], _ = _timed(lambda name=name: bundle.session(name))  # type: ignore[misc]
+        load[name], _ = _timed(lambda name=name: bundle.session(name, roles[name]))  # type: ignore[misc]
         first[name], _ = _timed(calls[name])
     calls["end_to_end"] = lambda: _job(bundle, pair, k)
     names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {k}..{pair.steps - 1}"}
@@ -88,8 +85,9 @@ def run_bench(
         bundle=str(source),
         machine=machine(),
         settings={
-            "provider": bundle.session("unet").requested,
-            "threads": threads or "onnxruntime's default",
+            "provider": bundle.provider.full_name,
+            "precision": bundle.precision_of("unet", "full"),
+            "threads": bundle.options.threads or "the runtime's default",
             "runs": runs,
             "warmup": warmup,
             "pair": pair.name,
@@ -101,7 +99,7 @@ def run_bench(
         load_s=load,
         first_run_s=first,
         timings=timings,
-        nodes_per_provider={name: bundle.session(name).nodes_per_provider() for name in PARTS},
+        nodes_per_provider={name: bundle.session(name, roles[name]).nodes_per_provider() for name in PARTS},
         peak_memory_bytes=peak_memory_bytes(),
     )
 
@@ -113,15 +111,27 @@ def _calls(bundle: Bundle) -> dict[str, Callable[[], Any]]:
     text: list[Any] = []
 
     def unet() -> Any:
+        if full is not None:
+            return bundle.session("unet", "full").run(**passing)
         if not text:
             text.append(bundle.encode("a portrait"))
         return bundle.session("unet").run(sample=latents, timestep=scalar(500.0), encoder_hidden_states=text[0])
 
+    full = bundle.variant("unet", "full")
+    shapes = {} if full is None else {name: [int(size) for size in shape] for name, shape in full.inputs.items()}
+    passing = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    decoder = bundle.decoder_role
     return {
         "text_encoder": lambda: bundle.session("text_encoder").run(input_ids=ids),
         "unet": unet,
-        "vae_decoder": lambda: bundle.session("vae_decoder").run(latent_sample=latents),
+        "vae_decoder": lambda: bundle.session("vae_decoder", decoder).run(latent_sample=latents),
     }
+
+
+def _roles(bundle: Bundle) -> dict[str, str]:
+    """Of the graph that a job runs, for each part."""
+    full = bundle.variant("unet", "full") is not None
+    return {"text_encoder": "whole", "unet": "full" if full else "whole", "vae_decoder": bundle.decoder_role}
 
 
 def _job(bundle: Bundle, pair: Pair, k: int) -> None:
@@ -145,45 +155,6 @@ def _measure(name: str, call: Callable[[], Any], runs: int, warmup: int) -> Timi
     seconds = sorted(_timed(call)[0] for _ in range(runs))
     p90 = seconds[min(len(seconds) - 1, int(np.ceil(0.9 * len(seconds))) - 1)]
     return Timing(name, runs, statistics.median(seconds), p90, seconds[0])
-
-
-def machine() -> dict[str, Any]:
-    """What a number needs beside it: processor, cores, memory, system, versions."""
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "onnxruntime": ort.__version__,
-        "obclip": version("obclip"),
-    }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def peak_memory_bytes() -> int | None:
-    """The most resident memory this process has had; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def require_plotting() -> None:

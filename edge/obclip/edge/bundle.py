@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,13 @@ from obclip.core.manifest import Manifest, Variant
 from obclip.core.pairs import load_pair, resolve_source, shipped_pairs
 from obclip.core.schedule import Schedule, build_schedule
 from obclip.core.schedule_config import ScheduleConfig
-from obclip.edge.sessions import Session, SessionOptions, target_of
+from obclip.edge.choice import choose
+from obclip.edge.graph_cache import cache_folder
+from obclip.edge.memory import PHASED_FROM_BYTES, fit
+from obclip.edge.providers import find
+from obclip.edge.providers.base import Opening, Session
+from obclip.edge.sessions import SessionOptions
+from obclip.edge.tiling import decode_tiled
 
 
 class Bundle:
@@ -21,44 +30,89 @@ class Bundle:
 
     def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
         self.folder, self.manifest, self.options = folder, manifest, options
+        self.provider = find(options.provider)
+        self._check_precision()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
-    def open(
-        cls, source: str | Path, *, provider: str = "auto", threads: int | None = None, verify: bool = True
-    ) -> Bundle:
+    def open(cls, source: str | Path, *, verify: bool = True, **options: Any) -> Bundle:
         """Open a bundle folder, or the bundle of a pair by the pair's name.
 
-        verify: compare every file's SHA-256 with the manifest, not only its size. ModelMissingError if there is no such
-        bundle here, BundleError if it is damaged.
+        verify: compare every file's SHA-256 with the manifest, not only its size. options: of
+        `obclip.edge.sessions.SessionOptions` (provider, threads, precision, decoder, strict, lean, cache).
+        ModelMissingError if there is no such bundle here, BundleError if it is damaged, InputError for a provider that
+        is not installed or a precision that the bundle does not have.
         """
         folder = find_bundle(source)
         manifest = Manifest.read(folder)
         manifest.verify_files(folder, sizes_only=not verify)
-        return cls(folder, manifest, SessionOptions(provider, threads))
+        chosen = SessionOptions(**options)
+        if chosen.provider == "auto":
+            chosen = choose(folder, manifest, chosen)
+        return cls(folder, manifest, fit(manifest, chosen, find(chosen.provider).target))
+
+    def _check_precision(self) -> None:
+        wanted, target = self.options.precision, self.provider.target
+        if wanted == "bf16" and "bf16" not in self.provider.arithmetics():
+            raise InputError(f"{self.provider.name} does not compute in bfloat16 here; choose another precision")
+        graphs = wanted not in ("auto", "fp32", "bf16")
+        if graphs and not any(v.precision == wanted and v.target in (target, "any") for v in self.manifest.variants):
+            raise InputError(
+                f"the bundle has no {wanted} graphs for {target}; make them with `obclip export --precisions {wanted} "
+                f"--targets {target}`"
+            )
+        if self.options.decoder == "tiny" and self.variant("vae_decoder", "tiny") is None:
+            raise InputError("the bundle has no tiny decoder; export it again with --tiny-decoder, or leave tiny out")
 
     def variant(self, component: str, role: str) -> Variant | None:
         """The component's graph of this role that suits the provider and precision in use; None if there is none."""
-        target = target_of(self.options.provider)
-        for wanted in (target, "any"):
-            for variant in self.manifest.variants:
-                same = (variant.component, variant.role, variant.target) == (component, role, wanted)
-                if same and variant.precision == "fp32":
-                    return variant
+        for precision in self.options.precisions:
+            for target in (self.provider.target, "any"):
+                for variant in self.manifest.variants:
+                    same = (variant.component, variant.role, variant.precision, variant.target)
+                    if same == (component, role, precision, target):
+                        return variant
         return None
 
     def session(self, component: str, role: str = "whole") -> Session:
         """The session of one graph, made on first use and kept until `release`. role: see manifest.Variant; "whole" is
-        the component's own interface. BundleError if the bundle has no such graph."""
+        the component's own interface. BundleError if the bundle has no such graph, or it cannot be loaded."""
         key = (component, role)
         if key not in self._sessions:
             variant = self.variant(component, role)
             if variant is None and role != "whole":
                 raise BundleError(f"the bundle has no graph {role} of {component}; export it again with device graphs")
             file = variant.file if variant is not None else self.manifest.component(component).file
-            self._sessions[key] = Session(self.folder / file, self.options)
+            self._sessions[key] = self.provider.open(self.folder / file, self._opening(component, role, file))
         return self._sessions[key]
+
+    def _opening(self, component: str, role: str, file: str) -> Opening:
+        o = self.options
+        exact = component.startswith("text_encoder") or role in ("time", "text")  # once a job, and read by every pass
+        known = self.provider.arithmetics()
+        arithmetic = "fp32" if exact or o.arithmetic not in known else o.arithmetic
+        opening = Opening(o.threads, arithmetic, o.strict, o.lean)
+        cache = cache_folder(self.folder, self.manifest, file, self.provider, opening) if o.cache else None
+        return replace(opening, cache=cache)
+
+    def precision_of(self, component: str, role: str = "whole") -> str:
+        """What the graph's passes are computed in, as it is named in results: "int8", "bf16", "fp32"."""
+        variant = self.variant(component, role)
+        if variant is not None and variant.precision != "fp32":
+            return variant.precision
+        return self._opening(component, role, self.manifest.component(component).file).arithmetic
+
+    def fallbacks(self) -> tuple[str, ...]:
+        """A line for each open graph of which another provider than the one asked for runs a part."""
+        notes = []
+        for (component, role), session in self._sessions.items():
+            nodes = session.nodes_per_provider()
+            strange = {name: count for name, count in nodes.items() if name != self.provider.full_name}
+            if strange:
+                said = ", ".join(f"{name} {count}" for name, count in strange.items())
+                notes.append(f"{self.provider.name} leaves nodes of {component} ({role}) to others: {said}")
+        return tuple(notes)
 
     def release(self, component: str | None = None, role: str | None = None) -> None:
         """Free one session, all of a component, or all."""
@@ -97,12 +151,36 @@ class Bundle:
 
     def decode(self, latents: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Latents [4, h, w] of the last step to an RGB picture, uint8 [H, W, 3]."""
-        scaled = (latents.astype(np.float32) / np.float32(self.manifest.latent_scale))[None]
-        sample = self.session("vae_decoder").run(latent_sample=scaled)["sample"][0]
+        scaled = latents.astype(np.float32) / np.float32(self.manifest.latent_scale)
+        if self.options.tiled:
+            sample = decode_tiled(self._decode, scaled, self.manifest.latent_downscale)
+        else:
+            sample = self._decode(scaled)
         if not np.isfinite(sample).all():
             raise BundleError("the decoder produced numbers that are not finite; try another provider")
         pixels = (np.clip(sample, -1, 1) + 1) * 127.5
         return np.asarray(pixels.round().astype(np.uint8).transpose(1, 2, 0))
+
+    def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        session = self.session("vae_decoder", self.decoder_role)
+        return np.asarray(session.run(latent_sample=latents[None])["sample"][0], np.float32)
+
+    @property
+    def decoder_role(self) -> str:
+        return "tiny" if self.options.decoder == "tiny" else "whole"
+
+    @property
+    def phased(self) -> bool:
+        """Whether a job opens and releases models by phase, so that never two large ones are in memory."""
+        size = sum(f.bytes for f in self.manifest.files)
+        return self.options.memory_limit is not None or self.options.lean or size >= PHASED_FROM_BYTES
+
+    def end_phase(self, *components: str) -> None:
+        """Release the components' sessions, where jobs run by phase."""
+        if self.phased:
+            for component in components:
+                self.release(component)
+            gc.collect()
 
 
 def find_bundle(source: str | Path) -> Path:

@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from typing import Any
 
 from obclip.core.errors import ObclipError
-from obclip.edge.bench import machine
 from obclip.edge.bundle import Bundle
-from obclip.edge.sessions import available_providers
+from obclip.edge.machine import machine
+from obclip.edge.providers import available_providers
 
 EXTRAS = {
     "cloud": ("torch", "diffusers", "transformers", "fastapi", "uvicorn"),
@@ -55,7 +55,7 @@ def examine(pair: str = "emoji") -> Report:
     return Report(
         machine=machine(),
         versions={name: _version(name) for name in _PACKAGES},
-        providers=available_providers(),
+        providers=list(available_providers()),
         extras={extra: [m for m in needs if importlib.util.find_spec(m) is None] for extra, needs in EXTRAS.items()},
         bundle=bundle,
         problems=problems,

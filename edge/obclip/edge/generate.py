@@ -198,8 +198,8 @@ def generate(
     with _timed(timings, "prepare"):
         job = prepare(prompt, bundle, **settings)
         guide = _guidance(job, bundle)
-        bundle.session("unet")
-        bundle.session("vae_decoder")
+        bundle.end_phase("text_encoder", "text_encoder_2")
+        _open_models(bundle)
     if warn is not None:
         for note in job.warnings:
             warn(note)
@@ -233,8 +233,21 @@ def finish(
         for done, latents, _ in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0, job.saving):
             x = latents
             tell("device", done - k, steps - k)
+    bundle.end_phase("unet")
     with _timed(timings, "decode"):
-        return bundle.decode(x)
+        picture = bundle.decode(x)
+    bundle.end_phase("vae_decoder")
+    return picture
+
+
+def _open_models(bundle: Bundle) -> None:
+    """What the device's half needs, before the cloud is asked: a bundle that cannot be loaded costs it nothing.
+
+    By phase only the UNet's passes are opened, and stay.
+    """
+    bundle.session("unet", "full" if bundle.variant("unet", "full") is not None else "whole")
+    if not bundle.phased:
+        bundle.session("vae_decoder", bundle.decoder_role)
 
 
 def _guidance(job: Job, bundle: Bundle) -> Guidance:

@@ -2,11 +2,15 @@
 
 from typing import Any
 
-__all__ = ["export_bundle"]
+__all__ = ["Calibration", "export_bundle"]
 
 
 def __getattr__(name: str) -> Any:
-    """`export_bundle` when first asked for: it brings PyTorch, which `obclip.export.targets` does without."""
+    """Both when first asked for: they bring PyTorch, which `obclip.export.targets` does without."""
+    if name == "Calibration":
+        from obclip.export.precisions import Calibration
+
+        return Calibration
     if name == "export_bundle":
         from obclip.export.bundle import export_bundle
 

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from obclip.core.files import check_replaceable
 from obclip.core.manifest import NAME as MANIFEST
 from obclip.core.manifest import Component, Manifest, Variant, list_files
 from obclip.core.schedule_config import ScheduleConfig
-from obclip.export.components import load_part
+from obclip.export.components import load_part, load_tiny_decoder
 from obclip.export.graphs import export_device_graphs
 from obclip.export.onnx_export import EXTERNAL_ABOVE_BYTES, OPSET, export_onnx
 from obclip.export.partial import Partial, Record
+from obclip.export.precisions import Calibration, Wanted, add_precisions, check_precisions
 from obclip.export.shapes import Shapes, shapes_of
 from obclip.export.sources import Source, model_digest, open_source
 from obclip.export.tokenizer import export_tokenizer
@@ -49,6 +50,9 @@ class _Options:
     external_above_bytes: int
     targets: tuple[str, ...]
     depth: int
+    tiny_decoder: str | None = None
+    precisions: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
 
 def export_bundle(
@@ -64,12 +68,18 @@ def export_bundle(
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
     targets: Sequence[str] = (),
     depth: int = 1,
+    tiny_decoder: Path | None = None,
+    precisions: Sequence[str] = (),
+    calibration: Calibration | None = None,
 ) -> Manifest:
     """Export text encoders, UNet, VAE decoder and encoder; returns the manifest that was written.
 
     source: a diffusers folder of Stable Diffusion 1.x, SDXL or one distilled from them, or a hub id. weights: "fp32",
     or "fp16" (stored so, computed in float32). height, width: pixels the bundle is meant for, by default the model's.
     targets: providers that get device graphs (obclip.export.graphs), with shallow passes of `depth` up layers.
+    tiny_decoder: diffusers folder of an AutoencoderTiny for the same latents, written beside the decoder.
+    precisions: further ones of the UNet and the decoders (obclip.export.quantise), for each of the targets;
+    calibration: what they are calibrated with, by default the device's own trajectories on a few prompts.
     progress(part, phase, seconds).
 
     `out` appears whole or not at all. An export that was killed, or for which the disk was too small, goes on with the
@@ -83,7 +93,13 @@ def export_bundle(
     folder = found.folder.resolve()
     if folder in (out.resolve(), *out.resolve().parents) or out.resolve() in folder.parents:
         raise InputError(f"{out} and the source {found.folder} hold one another; choose another place")
-    options = _Options(weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth)
+    check_precisions(precisions, targets)
+    calibration = (calibration or Calibration()) if precisions else None
+    tiny = str(tiny_decoder.resolve()) if tiny_decoder is not None else None
+    options = _Options(
+        weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth, tiny, tuple(precisions),
+        calibration,
+    )  # fmt: skip
     schedule = ScheduleConfig.from_file(found.folder / "scheduler" / "scheduler_config.json")
     digest = model_digest(found)
     report = progress or (lambda part, phase, seconds: None)
@@ -112,6 +128,10 @@ def _export_all(
         if record is not None:
             report(name, "done before", 0.0)
         records.append(record or _export_one(name, source, shapes, partial, options, report))
+    if options.calibration is not None:
+        wanted = Wanted(options.precisions, options.targets or ("any",), options.external_above_bytes)
+        scale = float(source.config("vae").get("scaling_factor", 1.0))
+        records = add_precisions(partial, records, wanted, options.calibration, shapes, scale, report)
     unet = next(r.component for r in records if r.component.name == "unet")
     manifest = Manifest(
         source=source.label,
@@ -160,6 +180,11 @@ def _export_one(
             options.weights, options.external_above_bytes,
         )  # fmt: skip
         report(name, f"device graphs for {', '.join(options.targets)}", time.perf_counter() - started)
+    if name == "vae_decoder" and options.tiny_decoder is not None:
+        started = time.perf_counter()
+        scale = float(source.config("vae").get("scaling_factor", 1.0))
+        variants = (_tiny_decoder(Path(options.tiny_decoder), shapes, scale, folder, options),)
+        report(name, "tiny decoder", time.perf_counter() - started)
     del part
     gc.collect()
     started = time.perf_counter()
@@ -172,10 +197,21 @@ def _export_one(
     return partial.finish(name, component, variants)
 
 
+def _tiny_decoder(source: Path, shapes: Shapes, latent_scale: float, folder: Path, options: _Options) -> Variant:
+    part = load_tiny_decoder(source, shapes, latent_scale)
+    expected, path = reference(part), folder / "any_fp32_tiny.onnx"
+    export_onnx(part, path, options.weights, options.external_above_bytes)
+    graph = onnx.load(path, load_external_data=False).graph
+    found = check(expected, path, options.weights, options.min_psnr_db)
+    return Variant(
+        "vae_decoder", "tiny", "fp32", "any", f"vae_decoder/{path.name}", _io(graph.input), _io(graph.output), found
+    )
+
+
 def _key(digest: str, options: _Options) -> str:
     """What the parts of an unfinished export must have been made from to be taken."""
-    made_from = [digest, vars(options), {tool: version(tool) for tool in _TOOLS}]
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    made_from = [digest, asdict(options), {tool: version(tool) for tool in _TOOLS}]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _write_index(index: dict[str, Any], building: Path) -> None:

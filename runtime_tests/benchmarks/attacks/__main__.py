@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from obclip.core.files import atomic_write_bytes
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 
 from . import (
     closure,

@@ -17,7 +17,37 @@ from obclip.edge.generate import Progress as Tell
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for ONNX Runtime; by default its own choice.")]
-Provider = Annotated[str, typer.Option(help="ONNX Runtime provider: auto (the CPU), cpu, openvino, coreml, ...")]
+Provider = Annotated[
+    str, typer.Option(help="cpu, openvino, qnn, ...; auto measures once what is quickest for this bundle here.")
+]
+Precision = Annotated[
+    str, typer.Option(help="fp32, bf16, int8, w8, fp16, w8a16; auto takes int8 where the bundle has it.")
+]
+Decoder = Annotated[str, typer.Option(help="full, or tiny for the bundle's cheaper decoder.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a provider that leaves nodes to the CPU.")]
+MemoryLimit = Annotated[
+    int | None, typer.Option(help="MB that a job may take; the quickest way that fits is chosen, or named.")
+]
+Lean = Annotated[bool, typer.Option("--lean", help="Less memory for more time: weights stay mapped from their files.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not keep optimised graphs of large models.")]
+
+
+def session_options(
+    provider: str,
+    threads: int | None,
+    precision: str = "auto",
+    decoder: str = "full",
+    strict: bool = False,
+    memory_limit: int | None = None,
+    lean: bool = False,
+    no_cache: bool = False,
+) -> dict[str, Any]:
+    """As `Bundle.open` takes them."""
+    limit = None if memory_limit is None else memory_limit * 1_000_000
+    return {
+        "provider": provider, "threads": threads, "precision": precision, "decoder": decoder, "strict": strict,
+        "memory_limit": limit, "lean": lean, "cache": not no_cache,
+    }  # fmt: skip
 
 
 def version_option(

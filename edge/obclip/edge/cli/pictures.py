@@ -12,7 +12,21 @@ import typer
 from obclip.core.files import check_writable
 from obclip.core.pairs import load_pair
 from obclip.edge.bundle import Bundle
-from obclip.edge.cli.output import Json, Provider, Threads, console, emit, progress
+from obclip.edge.cli.output import (
+    Decoder,
+    Json,
+    Lean,
+    MemoryLimit,
+    NoCache,
+    Precision,
+    Provider,
+    Strict,
+    Threads,
+    console,
+    emit,
+    progress,
+    session_options,
+)
 from obclip.edge.cli.privacy import (
     Allow,
     Hide,
@@ -83,6 +97,12 @@ def generate(
     ] = None,
     provider: Provider = "auto",
     threads: Threads = None,
+    precision: Precision = "auto",
+    decoder: Decoder = "full",
+    strict: Strict = False,
+    memory_limit: MemoryLimit = None,
+    lean: Lean = False,
+    no_cache: NoCache = False,
     allow: Allow = None,
     protect: Protect = None,
     tie: Tie = False,
@@ -106,7 +126,8 @@ def generate(
     marked, history = mark(prompt, options.protect), history_path()
     for note in changed_marks(marked, history):
         _warn(note)
-    opened = Bundle.open(bundle or pair, provider=provider, threads=threads)
+    run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
+    opened = Bundle.open(bundle or pair, **run_as)
     check_writable(out)
     with Client(cloud) as client, progress(as_json) as tell:
         result = generate_picture(

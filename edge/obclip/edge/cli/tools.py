@@ -15,7 +15,20 @@ from obclip.core.manifest import Manifest
 from obclip.core.pairs import load_pair, shipped_pairs
 from obclip.edge.bench import Report, plot, require_plotting, run_bench
 from obclip.edge.bundle import find_bundle
-from obclip.edge.cli.output import Json, Provider, Threads, console, emit
+from obclip.edge.cli.output import (
+    Decoder,
+    Json,
+    Lean,
+    MemoryLimit,
+    NoCache,
+    Precision,
+    Provider,
+    Strict,
+    Threads,
+    console,
+    emit,
+    session_options,
+)
 from obclip.edge.cli.privacy import PairName
 from obclip.edge.doctor import examine
 from obclip.edge.image import read_metadata
@@ -31,25 +44,45 @@ def export(
         str, typer.Option(help="Providers that get device graphs, with commas: cpu, openvino, any; or none.")
     ] = "cpu",
     depth: Annotated[int, typer.Option(help="Up layers that a cached step runs.")] = 1,
+    tiny_decoder: Annotated[
+        Path | None, typer.Option(help="Diffusers folder of an AutoencoderTiny, as a cheaper decoder beside the own.")
+    ] = None,
+    precisions: Annotated[
+        str, typer.Option(help="Further precisions for each target, with commas: int8, w8, fp16, w8a16; or none.")
+    ] = "none",
+    calibrate_with: Annotated[
+        Path | None, typer.Option(help="Diffusers folder of the cloud's model; calibration goes on from its latents.")
+    ] = None,
+    calibration_prompts: Annotated[int, typer.Option(help="Prompts that int8 is calibrated on and judged by.")] = 8,
+    pair: Annotated[
+        str | None, typer.Option(help="The pair whose steps and guidance calibration runs; by default 25 steps, k 10.")
+    ] = None,
     min_psnr: Annotated[float | None, typer.Option(help="Floor in dB; by default 80 for fp32, 45 for fp16.")] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
     """Export a model to an ONNX bundle for devices, verified against PyTorch."""
     try:
-        from obclip.export import export_bundle
+        from obclip.export import Calibration, export_bundle
     except ImportError as error:
         raise ModelMissingError(f"export needs {error.name}: pip install 'obclip[export]'") from error
 
     def tell(part: str, phase: str, seconds: float) -> None:
         typer.echo(f"{part}: {phase} ({seconds:.1f} s)", err=True)
 
-    wanted = () if targets == "none" else tuple(target.strip() for target in targets.split(","))
+    calibration = Calibration(
+        pair=load_pair(pair) if pair is not None else None, large=calibrate_with, prompts=calibration_prompts
+    )
     manifest = export_bundle(
         source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell,
-        targets=wanted, depth=depth,
+        targets=_listed(targets), depth=depth, tiny_decoder=tiny_decoder, precisions=_listed(precisions),
+        calibration=calibration,
     )  # fmt: skip
     _show_manifest(manifest, out, as_json)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(part.strip() for part in text.split(","))
 
 
 def bench(
@@ -58,6 +91,12 @@ def bench(
     handoff: Annotated[int | None, typer.Option(help="k for the end-to-end row, by default the pair's.")] = None,
     provider: Provider = "auto",
     threads: Threads = None,
+    precision: Precision = "auto",
+    decoder: Decoder = "full",
+    strict: Strict = False,
+    memory_limit: MemoryLimit = None,
+    lean: Lean = False,
+    no_cache: NoCache = False,
     runs: Annotated[int, typer.Option(help="Runs that count.")] = 20,
     warmup: Annotated[int, typer.Option(help="Runs before them.")] = 3,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a chart (.png, .svg).")] = None,
@@ -67,9 +106,8 @@ def bench(
     if plot_path is not None:
         check_writable(plot_path)
         require_plotting()
-    report = run_bench(
-        bundle, load_pair(pair), provider=provider, threads=threads, runs=runs, warmup=warmup, handoff=handoff
-    )
+    run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
+    report = run_bench(bundle, load_pair(pair), runs=runs, warmup=warmup, handoff=handoff, **run_as)
     if as_json:
         emit(report.to_dict())
     else:

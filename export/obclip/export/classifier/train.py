@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from obclip.core.files import atomic_folder
-from obclip.edge.bench import machine
+from obclip.edge.machine import machine
 from obclip.export.classifier.judge import CARD, HEADS, SIDE_PX, WEIGHTS, Classifier, load_classifier, to_unit
 from obclip.export.classifier.measure import bootstrap, calibration_error, hits, score
 from obclip.export.classifier.net import Net

@@ -1,0 +1,143 @@
+"""ONNX Runtime's execution providers: those it was built with, and those that come as plugins of their own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from obclip.core.errors import BundleError, InputError, RunError
+from obclip.edge.providers.base import Opening
+
+_SUFFIX = "ExecutionProvider"
+_SILENT = 3  # errors only: warnings about constant folding are of no use to a user
+_CACHED, _CACHED_DATA = "model.onnx", "model.onnx_data"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A provider that a package of its own registers (onnxruntime.register_execution_provider_library)."""
+
+    package: str
+    provider: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+    def devices(self) -> list[Any]:
+        """Registers the library, once a process. BundleError if it finds no device to run on."""
+        known = [d for d in ort.get_ep_devices() if d.ep_name == self.provider]
+        if not known:
+            library = importlib.import_module(self.package).get_library_path()
+            ort.register_execution_provider_library(self.provider, library)
+            known = [d for d in ort.get_ep_devices() if d.ep_name == self.provider]
+        if not known:
+            raise BundleError(f"{self.package} finds no device here; choose another provider")
+        return known[:1]
+
+
+PLUGINS = {
+    "qnn": Plugin("onnxruntime_qnn", "QNN" + _SUFFIX, {"backend_type": "htp", "offload_graph_io_quantization": "0"}),
+    "webgpu": Plugin("onnxruntime_ep_webgpu", "WebGpu" + _SUFFIX),
+}
+
+
+def built_in() -> dict[str, str]:
+    """Short name -> ONNX Runtime's, without those that reach over the network."""
+    names = [str(name) for name in ort.get_available_providers()]
+    return {n.removesuffix(_SUFFIX).lower(): n for n in names if not n.startswith("Azure")}
+
+
+class OnnxRuntimeProvider:
+    def __init__(self, name: str, target: str, full_name: str, plugin: Plugin | None = None) -> None:
+        self.name, self.target, self.full_name, self._plugin = name, target, full_name, plugin
+
+    def arithmetics(self) -> tuple[str, ...]:
+        return ("fp32",)
+
+    def open(self, path: Path, opening: Opening) -> OnnxRuntimeSession:
+        settings = _settings(opening)
+        providers: list[Any] | None = [self.full_name]
+        if self._plugin is not None:
+            settings.add_provider_for_devices(self._plugin.devices(), self._plugin.options)
+            providers = None
+        if opening.strict and self.name != "cpu":
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        cached = opening.cache if self.name == "cpu" else None
+        try:
+            return OnnxRuntimeSession(_open(path, settings, providers, cached), self.full_name)
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            if opening.strict and "fallback" in str(error):
+                raise BundleError(
+                    f"{self.name} does not take all of {path.name}, and --strict forbids the CPU to run the rest: "
+                    f"export variants for {self.target}, or leave --strict out"
+                ) from error
+            raise BundleError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from error
+
+
+class OnnxRuntimeSession:
+    def __init__(self, session: Any, full_name: str) -> None:
+        self._session, self._full_name = session, full_name
+        self.input_names = [v.name for v in session.get_inputs()]
+        self.output_names = [v.name for v in session.get_outputs()]
+
+    def run(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        try:
+            outputs = self._session.run(None, inputs)
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            raise RunError(f"{self._full_name} failed on this model ({error}); try another provider") from error
+        return dict(zip(self.output_names, (np.asarray(o) for o in outputs), strict=True))
+
+    def nodes_per_provider(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for subgraph in self._session.get_provider_graph_assignment_info():
+            counts[subgraph.ep_name] += len(subgraph.get_nodes())
+        return dict(counts)
+
+
+def _settings(opening: Opening) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _SILENT
+    if opening.threads is not None:
+        if opening.threads < 1:
+            raise InputError(f"threads is {opening.threads}; it must be 1 or more")
+        settings.intra_op_num_threads = opening.threads
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if opening.lean:
+        # Weights stay mapped from their file, which the system may drop and read again
+        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+    return settings
+
+
+def _open(path: Path, settings: Any, providers: list[Any] | None, cache: Path | None) -> Any:
+    """cache: of the optimised graph, so that the next start need not optimise again."""
+    if cache is None:
+        return ort.InferenceSession(str(path), settings, providers=providers)
+    if (cache / _CACHED).is_file():
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return ort.InferenceSession(str(cache / _CACHED), settings, providers=providers)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=cache.parent, prefix=f".{cache.name}."))
+    try:
+        settings.optimized_model_filepath = str(folder / _CACHED)
+        for key, value in (("file_name", _CACHED_DATA), ("min_size_in_bytes", "1024")):
+            settings.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
+        session = ort.InferenceSession(str(path), settings, providers=providers)
+        os.replace(folder, cache)
+    except OSError:  # another process was first; the session stands
+        pass
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return session

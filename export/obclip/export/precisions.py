@@ -1,0 +1,126 @@
+"""A bundle's further precisions, made when all its parts are there: calibration runs the whole device half."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from obclip.core.errors import InputError
+from obclip.core.manifest import Variant
+from obclip.core.pairs import ModelRef, Pair
+from obclip.export.partial import Partial, Record
+from obclip.export.quantise import prompts
+from obclip.export.quantise.run import PRECISIONS
+from obclip.export.quantise.variants import Setting, prepare, quantise_decoder, quantise_unet
+from obclip.export.quantise.verdict import FLOOR_DB
+from obclip.export.shapes import Shapes
+
+Progress = Callable[[str, str, float], None]
+_UNKNOWN = ModelRef("")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """pair: its solver, steps, k and guidance; by default 25 steps of DPM-Solver++ from k = 10 at 7.5.
+
+    large: diffusers folder of the cloud's model, whose latents at step k the device goes on with; without it the
+    device's own model starts from noise. prompts: how many; a quarter of them judges. floor_db: of finished pictures.
+    """
+
+    pair: Pair | None = None
+    large: Path | None = None
+    prompts: int = 8
+    floor_db: float = FLOOR_DB
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Each of the precisions for each of the targets, as far as the two go together."""
+
+    precisions: tuple[str, ...]
+    targets: tuple[str, ...]
+    external_above_bytes: int
+
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(p, t) for p in self.precisions for t in _targets_of(p, self.targets)]
+
+
+def check_precisions(precisions: Sequence[str], targets: Sequence[str]) -> None:
+    """InputError for a precision that is none, or that none of the targets runs."""
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}; choose from {', '.join(PRECISIONS)}")
+        if not _targets_of(precision, tuple(targets) or ("any",)):
+            raise InputError(
+                f"{precision} is for other targets than {', '.join(targets)}: accelerators take it; add any"
+            )
+
+
+def add_precisions(
+    partial: Partial,
+    records: Sequence[Record],
+    wanted: Wanted,
+    calibration: Calibration,
+    shapes: Shapes,
+    latent_scale: float,
+    report: Progress,
+) -> list[Record]:
+    """The records with the UNet's and the decoder's variants among them. VerificationError: one is below its floor."""
+    by_name = {record.component.name: record for record in records}
+    made = {(v.component, v.precision, v.target) for record in records for v in record.variants}
+    todo = [(p, t) for p, t in wanted.pairs() if ("unet", p, t) not in made or ("vae_decoder", p, t) not in made]
+    if not todo:
+        return list(records)
+    setting = _setting(partial.folder, calibration, wanted, shapes, latent_scale, report)
+    for precision, target in todo:
+        for name in ("unet", "vae_decoder"):
+            if (name, precision, target) in made:
+                continue
+            record, started = by_name[name], time.perf_counter()
+            found = _variants(setting, record, precision, target, report)
+            report(name, f"{precision} for {target}", time.perf_counter() - started)
+            by_name[name] = partial.finish(name, record.component, (*record.variants, *found))
+    return [by_name[record.component.name] for record in records]
+
+
+def _variants(setting: Setting, record: Record, precision: str, target: str, report: Progress) -> tuple[Variant, ...]:
+    name, started = record.component.name, time.perf_counter()
+
+    def tell(text: str) -> None:
+        report(name, text, time.perf_counter() - started)
+
+    if name == "unet":
+        return quantise_unet(setting, record.variants, precision, target, tell)
+    found = [quantise_decoder(setting, precision, target, tell=tell)]
+    for tiny in (v for v in record.variants if (v.role, v.precision) == ("tiny", "fp32")):
+        found.append(quantise_decoder(setting, precision, target, Path(tiny.file).name, "tiny", tell))
+    return tuple(found)
+
+
+def _setting(
+    folder: Path, calibration: Calibration, wanted: Wanted, shapes: Shapes, latent_scale: float, report: Progress
+) -> Setting:
+    started = time.perf_counter()
+    height, width = shapes.height * shapes.downscale, shapes.width * shapes.downscale
+    pair = calibration.pair or Pair(
+        "calibration", _UNKNOWN, _UNKNOWN, "dpm++2m", 25, 10, 7.5, height, width, shapes.channels, shapes.downscale
+    )
+    if (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):
+        pair = replace(pair, height=height, width=width, latent_channels=shapes.channels)
+    setting = prepare(
+        pair, folder, prompts.choose(pair.name, calibration.prompts), latent_scale, large=calibration.large,
+        floor_db=calibration.floor_db, external_above_bytes=wanted.external_above_bytes,
+    )  # fmt: skip
+    report("calibration", f"{calibration.prompts} trajectories", time.perf_counter() - started)
+    return setting
+
+
+def _targets_of(precision: str, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """fp16 is for accelerators, which take graphs for any; W8A16 for Qualcomm's."""
+    if precision == "w8a16":
+        return ("qnn",) if "qnn" in targets or "any" in targets else ()
+    if precision == "fp16":
+        return ("any",) if set(targets) - {"cpu", "openvino"} else ()
+    return tuple(t for t in targets if t in ("cpu", "openvino", "any"))

@@ -1,0 +1,114 @@
+"""Tiles, phases and memory plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from obclip.core.errors import InputError
+from obclip.core.manifest import FileEntry, Manifest, Variant
+from obclip.edge import Bundle
+from obclip.edge.memory import estimate, fit
+from obclip.edge.sessions import SessionOptions
+from obclip.edge.tiling import decode_tiled, starts
+
+
+def enlarge(latents: np.ndarray) -> np.ndarray:
+    """A decoder that looks at one latent at a time: tiles of it must join without a trace."""
+    return np.kron(latents[:3], np.ones((1, 4, 4), np.float32)).astype(np.float32)
+
+
+@given(st.integers(4, 40), st.integers(4, 40), st.integers(2, 16), st.data())
+def test_tiles_of_a_local_decoder_are_its_whole_picture(h: int, w: int, tile: int, data: st.DataObject):
+    overlap = data.draw(st.integers(0, tile // 2))
+    latents = np.random.default_rng(h * 41 + w).standard_normal((4, h, w)).astype(np.float32)
+    np.testing.assert_allclose(decode_tiled(enlarge, latents, 4, tile, overlap), enlarge(latents), atol=1e-5)
+
+
+@given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 25))
+def test_tiles_cover_everything_and_none_hangs_over(size: int, tile: int, overlap: int):
+    overlap = min(overlap, tile // 2)
+    found = starts(size, tile, overlap)
+    covered = {i for start in found for i in range(start, min(start + tile, size))}
+    assert covered == set(range(size))
+    assert all(start + tile <= size for start in found) or found == [0]
+
+
+def test_no_tile_is_larger_than_asked():
+    seen = []
+
+    def decode(part: np.ndarray) -> np.ndarray:
+        seen.append(part.shape)
+        return enlarge(part)
+
+    decode_tiled(decode, np.zeros((4, 64, 48), np.float32), 4)
+    assert set(seen) == {(4, 32, 32)}
+    with pytest.raises(InputError, match="half of the tile"):
+        decode_tiled(decode, np.zeros((4, 8, 8), np.float32), 4, tile=8, overlap=5)
+
+
+def test_a_bundle_decodes_in_tiles(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    latents = np.random.default_rng(0).standard_normal((4, 16, 16)).astype(np.float32)
+    whole = Bundle.open(bundle_folder).decode(latents).astype(float)
+    tiled = Bundle.open(bundle_folder, tiled=True)
+    np.testing.assert_array_equal(tiled.decode(latents), whole)  # one tile holds all of it
+    monkeypatch.setattr("obclip.edge.bundle.decode_tiled", lambda d, x, s: decode_tiled(d, x, s, 12, 6))
+    found = tiled.decode(latents).astype(float)
+    assert 0 < np.abs(found - whole).mean() < 4
+
+
+def test_phases_free_what_is_done(bundle_folder: Path):
+    bundle = Bundle.open(bundle_folder)
+    bundle.encode("a woman")
+    bundle.end_phase("text_encoder")
+    assert ("text_encoder", "whole") in bundle._sessions  # small models stay
+    lean = Bundle.open(bundle_folder, lean=True)
+    lean.encode("a woman")
+    lean.end_phase("text_encoder")
+    assert lean._sessions == {}
+
+
+def sized(manifest: Manifest, tiny: bool = True) -> Manifest:
+    """The manifest of a bundle of small-sd's size: 2.3 GB of float32, 0.6 GB of int8 beside it."""
+    sizes = {
+        "text_encoder/model.onnx": 492e6, "unet/model.onnx": 1e6, "unet/model.onnx_data": 2317e6 + 580e6,
+        "vae_decoder/model.onnx": 198e6,
+    }  # fmt: skip
+    files = tuple(FileEntry(path, int(size), "0" * 64) for path, size in sizes.items())
+    made = [Variant("unet", "full", "int8", "cpu", "unet/cpu_int8_full.onnx", {}, {}, {"added_bytes": 580_000_000})]
+    if tiny:
+        made.append(Variant("vae_decoder", "tiny", "fp32", "any", "vae_decoder/any_fp32_tiny.onnx", {}, {}, {}))
+    return replace(
+        manifest, files=files, variants=tuple(made), height=512, width=512, latent_downscale=8,
+    )  # fmt: skip
+
+
+def test_the_quickest_plan_that_fits_is_taken(bundle_folder: Path):
+    manifest = sized(Manifest.read(bundle_folder))
+    plain = SessionOptions()
+    assert fit(manifest, plain, "cpu") is plain
+    before = None
+    for limit in (4_000, 1_200, 900, 600):
+        options = fit(manifest, replace(plain, memory_limit=limit * 1_000_000), "cpu")
+        peak = estimate(manifest, options, "cpu").peak
+        assert peak <= limit * 1_000_000
+        assert before is None or peak <= before
+        before = peak
+    assert not fit(manifest, replace(plain, memory_limit=4_000_000_000), "cpu").lean
+    assert fit(manifest, replace(plain, memory_limit=600_000_000), "cpu").lean
+
+
+def test_a_limit_that_is_too_small_says_what_would_do(bundle_folder: Path):
+    manifest = sized(Manifest.read(bundle_folder))
+    with pytest.raises(InputError, match=r"needs about \d+ MB at the least, the limit is 100 MB"):
+        fit(manifest, SessionOptions(memory_limit=100_000_000), "cpu")
+    whole = replace(manifest, variants=())
+    with pytest.raises(InputError, match="int8 bundle would need less"):
+        fit(whole, SessionOptions(memory_limit=100_000_000), "cpu")
+    with pytest.raises(InputError, match="the limit is 1 MB"):
+        Bundle.open(bundle_folder, memory_limit=1_000_000)

@@ -1,0 +1,244 @@
+"""Providers, precisions and what a bundle remembers of them: OpenVINO's runtime beside ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import make_sd_folder
+
+from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.manifest import Manifest
+from obclip.edge import Bundle
+from obclip.edge import choice as choice_module
+from obclip.edge import graph_cache as cache_module
+from obclip.edge.complete import first_latents
+from obclip.edge.providers import available_providers, find
+from obclip.edge.providers.base import Opening
+from obclip.edge.sessions import SessionOptions
+from obclip.export import Calibration, export_bundle
+from obclip.export.verify import psnr_db
+
+PROMPT = "noto style emoji of a woman"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBCLIP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with device graphs for both providers, int8 beside float32, and a tiny decoder."""
+    place = tmp_path_factory.mktemp("both")
+    source = make_sd_folder(place / "sd", vae="kl", seed=1)
+    tiny = make_sd_folder(place / "tiny", seed=1) / "vae"
+    export_bundle(
+        source, place / "bundle", targets=("cpu", "openvino"), tiny_decoder=tiny, precisions=("int8",),
+        calibration=Calibration(prompts=2, floor_db=20.0), external_above_bytes=0,
+    )  # fmt: skip
+    return place / "bundle"
+
+
+def feed(bundle: Bundle, role: str = "full") -> dict[str, Any]:
+    variant = bundle.variant("unet", role)
+    assert variant is not None
+    rng = np.random.default_rng(3)
+    return {n: rng.standard_normal([int(s) for s in shape]).astype(np.float32) for n, shape in variant.inputs.items()}
+
+
+def passed(bundle: Bundle) -> np.ndarray:
+    return bundle.session("unet", "full").run(**feed(bundle))["out_sample"].astype(np.float64)
+
+
+def test_openvinos_runtime_computes_what_onnx_runtime_does(both: Path):
+    wanted = passed(Bundle.open(both, provider="cpu", precision="fp32"))
+    found = passed(Bundle.open(both, provider="openvino", precision="fp32"))
+    assert psnr_db(wanted, found) > 90
+    half = Bundle.open(both, provider="openvino", precision="auto")
+    if "bf16" in half.provider.arithmetics():
+        half = Bundle.open(both, provider="openvino", precision="bf16")
+        assert 30 < psnr_db(wanted, passed(half)) < 90
+        assert half.precision_of("unet", "full") == "bf16"
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_int8_is_taken_where_the_bundle_has_it(both: Path, provider: str):
+    whole = passed(Bundle.open(both, provider=provider, precision="fp32"))
+    bundle = Bundle.open(both, provider=provider)
+    assert bundle.precision_of("unet", "full") == "int8"
+    variant = bundle.variant("unet", "full")
+    assert variant is not None
+    assert variant.file == f"unet/{provider}_int8_full.onnx"
+    assert 20 < psnr_db(whole, passed(bundle)) < 90
+    nodes = bundle.session("unet", "full").nodes_per_provider()
+    assert set(nodes) == {bundle.provider.full_name}
+    assert bundle.fallbacks() == ()
+
+
+def test_a_step_of_the_whole_job_agrees_between_providers(both: Path):
+    """Text encoder, time and text graphs and decoder run on each provider too."""
+    pictures = []
+    for provider in ("cpu", "openvino"):
+        bundle = Bundle.open(both, provider=provider, precision="fp32")
+        hidden = bundle.encode(PROMPT)
+        time = bundle.session("unet", "time").run(timestep=np.array([500.0], np.float32))
+        text = bundle.session("unet", "text").run(encoder_hidden_states=hidden)
+        x = first_latents(bundle.schedule("ddim", 4), 1, bundle.latent_shape)
+        out = bundle.session("unet", "full").run(sample=x[None], **time, **text)["out_sample"][0]
+        pictures.append(bundle.decode(out).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_manifest_holds_what_precisions_cost(both: Path):
+    variants = Manifest.read(both).variants
+    assert {(v.component, v.role, v.precision, v.target) for v in variants} == {
+        ("unet", "time", "fp32", "any"), ("unet", "text", "fp32", "any"), ("vae_decoder", "tiny", "fp32", "any"),
+        *(("unet", r, p, t) for r in ("full", "shallow") for p in ("fp32", "int8") for t in ("cpu", "openvino")),
+        *(("vae_decoder", r, "int8", t) for r in ("whole", "tiny") for t in ("cpu", "openvino")),
+    }  # fmt: skip
+    for variant in variants:
+        assert variant.verification["psnr_db"] >= 20
+    Manifest.read(both).verify_files(both)
+
+
+def test_the_tiny_decoder_reads_the_same_latents(both: Path):
+    latents = np.random.default_rng(1).standard_normal((4, 16, 16)).astype(np.float32)
+    bundle = Bundle.open(both, decoder="tiny", precision="fp32")
+    assert bundle.decode(latents).shape == (64, 64, 3)
+    assert not np.array_equal(bundle.decode(latents), Bundle.open(both, precision="fp32").decode(latents))
+
+
+def test_what_is_not_there_is_said(both: Path, bundle_folder: Path):
+    with pytest.raises(InputError, match=r"tpu.*choose one of cpu"):
+        Bundle.open(both, provider="tpu")
+    with pytest.raises(InputError, match="precision is 'int3'"):
+        Bundle.open(both, precision="int3")
+    with pytest.raises(InputError, match="--precisions w8 --targets cpu"):
+        Bundle.open(both, precision="w8")
+    with pytest.raises(InputError, match="does not compute in bfloat16"):
+        Bundle.open(both, precision="bf16")
+    with pytest.raises(InputError, match="--tiny-decoder"):
+        Bundle.open(bundle_folder, decoder="tiny")
+    with pytest.raises(InputError, match="threads is 0"):
+        Bundle.open(both, provider="openvino", threads=0).session("unet", "full")
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_a_provider_that_fails_names_another_way(both: Path, provider: str):
+    bundle = Bundle.open(both, provider=provider)
+    session = bundle.session("unet", "full")
+    with pytest.raises(RunError, match="provider"):
+        session.run(**feed(bundle) | {"sample": np.zeros((1, 4, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_a_graph_that_is_none_is_named(tmp_path: Path, provider: str):
+    (tmp_path / "broken.onnx").write_bytes(b"\x08\x07not a graph")
+    with pytest.raises(BundleError, match=r"broken\.onnx cannot be loaded by"):
+        find(provider).open(tmp_path / "broken.onnx", Opening())
+
+
+def test_auto_measures_once_and_remembers(both: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(choice_module, "_MEASURED_FROM_BYTES", 0)
+    seconds = {"cpu": {"fp32": 3.0, "int8": 2.0}, "openvino": {"fp32": 2.5, "bf16": 1.5, "int8": 1.0}}
+    asked: list[tuple[str, str]] = []
+
+    def measured(folder: Path, variant: Any, provider: Any, options: SessionOptions) -> float:
+        asked.append((provider.name, options.precision))
+        if (provider.name, options.precision) == ("openvino", "int8"):
+            raise BundleError("no such kernel")
+        return seconds[provider.name][options.precision]
+
+    monkeypatch.setattr(choice_module, "_time", measured)
+    bundle = Bundle.open(both, provider="auto")
+    has_bf16 = "bf16" in find("openvino").arithmetics()
+    best = ("openvino", "bf16") if has_bf16 else ("cpu", "int8")
+    assert (bundle.options.provider, bundle.options.precision) == best
+    count = len(asked)
+    assert {("cpu", "int8"), ("cpu", "fp32"), ("openvino", "int8"), ("openvino", "fp32")} <= set(asked)
+    again = Bundle.open(both, provider="auto")
+    assert (again.options.provider, again.options.precision) == best
+    assert len(asked) == count
+    (entry,) = json.loads((tmp_path / "cache" / "choices.json").read_text()).values()
+    assert entry["pass_s"]["openvino/int8"] == "no such kernel"
+    (tmp_path / "cache" / "choices.json").write_text("{not json")
+    assert Bundle.open(both, provider="auto").options.provider == best[0]
+    assert len(asked) == 2 * count
+
+
+def test_auto_really_measures(both: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(choice_module, "_MEASURED_FROM_BYTES", 0)
+    bundle = Bundle.open(both, provider="auto")
+    (entry,) = json.loads((tmp_path / "cache" / "choices.json").read_text()).values()
+    times = entry["pass_s"]
+    assert entry["chosen"] == min(times, key=times.get).split("/")
+    assert all(0 < t < 5 for t in times.values())
+    assert [bundle.options.provider, bundle.options.precision] == entry["chosen"]
+
+
+def test_auto_on_a_small_bundle_is_the_cpu(bundle_folder: Path):
+    assert Bundle.open(bundle_folder, provider="auto").options.provider == "cpu"
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_large_graphs_are_kept_as_the_provider_made_them(
+    both: Path, provider: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(cache_module, "LARGE_BYTES", 0)
+    folder = tmp_path / "bundle"
+    shutil.copytree(both, folder)
+    plain = passed(Bundle.open(folder, provider=provider, cache=False))
+    assert not (folder / ".cache").exists()
+    first = passed(Bundle.open(folder, provider=provider))
+    kept = {p: p.stat().st_mtime_ns for p in (folder / ".cache").rglob("*") if p.is_file()}
+    assert kept
+    second = passed(Bundle.open(folder, provider=provider))
+    np.testing.assert_allclose(first, plain, atol=1e-5)
+    np.testing.assert_allclose(second, plain, atol=1e-5)
+    assert {p: p.stat().st_mtime_ns for p in (folder / ".cache").rglob("*") if p.is_file()} == kept
+    Bundle.open(folder)  # what is kept is no part of the bundle
+    manifest = Manifest.read(folder)
+    other = replace(manifest, files=tuple(replace(f, sha256="0" * 64) for f in manifest.files))
+    places = [
+        cache_module.cache_folder(folder, m, "unet/cpu_int8_full.onnx", find(provider), Opening(threads=t))
+        for m in (manifest, other)
+        for t in (None, 1)
+    ]
+    assert len(set(places)) == 4
+
+
+def test_a_bundle_that_cannot_be_written_to_is_cached_elsewhere(
+    both: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(cache_module, "LARGE_BYTES", 0)
+    (tmp_path / "bundle").write_text("no folder can be made in a file")
+    place = cache_module.cache_folder(
+        tmp_path / "bundle", Manifest.read(both), "unet/cpu_int8_full.onnx", find("cpu"), Opening()
+    )
+    assert place is not None
+    assert place.parent == tmp_path / "cache" / "graphs"
+
+
+def test_strict_refuses_what_would_run_elsewhere(both: Path):
+    """The CPU's own session is whole by definition; another provider's is refused by ONNX Runtime itself."""
+    assert Bundle.open(both, strict=True).session("unet", "full").nodes_per_provider().keys() == {
+        "CPUExecutionProvider"
+    }
+
+
+def test_importing_the_device_loads_no_openvino():
+    code = "import sys, obclip.edge.cli; sys.exit(any(m.split('.')[0] == 'openvino' for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_cpu_is_first_and_always_there():
+    assert next(iter(available_providers())) == "cpu"
+    assert "azure" not in available_providers()
