@@ -23,6 +23,7 @@ from obclip.edge.providers import find
 from obclip.edge.providers.base import Opening, Session
 from obclip.edge.sessions import SessionOptions
 from obclip.edge.tiling import decode_tiled
+from obclip.edge.tuning import Tuned, recall
 
 
 class Bundle:
@@ -34,6 +35,7 @@ class Bundle:
         self._check_precision()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._tokenizer: Tokenizer | None = None
+        self._tuned = self._recall()
 
     @classmethod
     def open(cls, source: str | Path, *, verify: bool = True, **options: Any) -> Bundle:
@@ -87,14 +89,26 @@ class Bundle:
             self._sessions[key] = self.provider.open(self.folder / file, self._opening(component, role, file))
         return self._sessions[key]
 
+    @property
+    def arithmetic(self) -> str:
+        """What the UNet's float graphs are computed in here."""
+        known = self.provider.arithmetics()
+        return self.options.arithmetic if self.options.arithmetic in known else "fp32"
+
     def _opening(self, component: str, role: str, file: str) -> Opening:
         o = self.options
         exact = component.startswith("text_encoder") or role in ("time", "text")  # once a job, and read by every pass
-        known = self.provider.arithmetics()
-        arithmetic = "fp32" if exact or o.arithmetic not in known else o.arithmetic
-        opening = Opening(o.threads, arithmetic, o.strict, o.lean)
+        opening = Opening(o.threads, "fp32" if exact else self.arithmetic, o.strict, o.lean)
+        opening = opening if self._tuned is None else self._tuned.apply(opening)
         cache = cache_folder(self.folder, self.manifest, file, self.provider, opening) if o.cache else None
         return replace(opening, cache=cache)
+
+    def _recall(self) -> Tuned | None:
+        """What `obclip bench --tune` found for this bundle on this machine; None if it was not run."""
+        full = self.variant("unet", "full")
+        if full is None or self.options.lean:
+            return None
+        return recall(self.manifest, full, self.provider, self.arithmetic)
 
     def precision_of(self, component: str, role: str = "whole") -> str:
         """What the graph's passes are computed in, as it is named in results: "int8", "bf16", "fp32"."""

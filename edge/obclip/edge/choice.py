@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from obclip.core.errors import ObclipError
 from obclip.core.files import atomic_write_bytes
@@ -21,6 +17,7 @@ from obclip.edge.machine import processor
 from obclip.edge.providers import Provider, available_providers, find
 from obclip.edge.providers.base import Opening
 from obclip.edge.sessions import SessionOptions
+from obclip.edge.timing import time_pass
 
 RUNS = 2
 _MEASURED_FROM_BYTES = LARGE_BYTES  # a small bundle's passes take less than a measurement would
@@ -74,7 +71,11 @@ def _quickest(
     for way, variant in ways.items():
         provider, precision = way
         try:
-            took = _time(folder, variant, find(provider), replace(options, provider=provider, precision=precision))
+            runner = find(provider)
+            known = runner.arithmetics()
+            wanted = replace(options, provider=provider, precision=precision).arithmetic
+            opening = Opening(options.threads, wanted if wanted in known else known[0], options.strict, options.lean)
+            took = time_pass(folder / variant.file, variant, runner, opening, RUNS)
         except ObclipError as error:  # one that does not work here is no candidate
             seconds["/".join(way)] = str(error)
             continue
@@ -82,24 +83,6 @@ def _quickest(
         if best is None or took < best[0]:
             best = took, way
     return {"chosen": list(best[1] if best else ("cpu", "auto")), "pass_s": seconds}
-
-
-def _time(folder: Path, variant: Variant, provider: Provider, options: SessionOptions) -> float:
-    known = provider.arithmetics()
-    arithmetic = options.arithmetic if options.arithmetic in known else known[0]
-    session = provider.open(folder / variant.file, Opening(options.threads, arithmetic, options.strict, options.lean))
-    rng = np.random.default_rng(0)
-    shapes = {name: [int(size) for size in shape] for name, shape in variant.inputs.items()}
-    feed = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    session.run(**feed)
-    taken = []
-    for _ in range(RUNS):
-        started = time.perf_counter()
-        session.run(**feed)
-        taken.append(time.perf_counter() - started)
-    del session
-    gc.collect()
-    return float(np.median(taken))
 
 
 def _key(manifest: Manifest, options: SessionOptions, ways: dict[tuple[str, str], Variant]) -> str:

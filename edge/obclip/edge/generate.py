@@ -27,9 +27,11 @@ from obclip.edge.complete import Guidance, denoise
 from obclip.edge.image import save_png
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
+from obclip.edge.received import Received, differences
 from obclip.edge.steps import PLAIN, Saving, default_saving
 
 Progress = Callable[[str, int, int], None]
+Watch = Callable[[int, NDArray[np.float32]], None]  # steps done, the clean latents they imply, float32 [4, h, w]
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,8 @@ def generate(
     client: Client,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
+    save_latents: Path | None = None,
     **settings: Any,
 ) -> Result:
     """One picture of `prompt` through the cloud behind `client`, finished on this device.
@@ -190,6 +194,8 @@ def generate(
     settings: pair, policy, seed, negative_prompt, steps (T), handoff (k), guidance, solver, allow_public, as `prepare`
     takes them; what is not given comes from the pair. progress(phase, done, of) is called as work proceeds.
     warn(text) is called for each warning before anything is sent; an exception that it raises stops there.
+    watch(steps done, x0) is called behind each of the device's steps. save_latents: a file for what the cloud sent,
+    which `resume` takes, written before the device's steps begin.
 
     Errors: InputError, PrivacyError (refused, nothing sent), CloudError and its kinds, BundleError, RunError.
     """
@@ -197,12 +203,8 @@ def generate(
     timings: dict[str, float] = {}
     with _timed(timings, "prepare"):
         job = prepare(prompt, bundle, **settings)
-        guide = _guidance(job, bundle)
-        bundle.end_phase("text_encoder", "text_encoder_2")
-        _open_models(bundle)
-    if warn is not None:
-        for note in job.warnings:
-            warn(note)
+        guide = ready(job, bundle)
+    _warn_of((*job.warnings, *bundle.fallbacks()), warn)
     with _timed(timings, "handshake"):
         offered = client.check(job.pair, job.schedule, len(job.candidates.prompts))
     tell("cloud", 0, job.request.handoff)
@@ -211,8 +213,57 @@ def generate(
     if response.model != offered.model:
         raise CloudMismatchError("the cloud's answer names another model than its capabilities; nothing of it is used")
     tell("cloud", job.request.handoff, job.request.handoff)
-    image = finish(job, bundle, response, guide, timings, tell)
+    if save_latents is not None:
+        Received(job.request, response).save(save_latents)
+    image = finish(job, bundle, response, guide, timings, tell, watch)
     return Result(image, job, response, timings)
+
+
+def resume(
+    prompt: str,
+    received: Received,
+    *,
+    bundle: Bundle,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+    watch: Watch | None = None,
+    **settings: Any,
+) -> Result:
+    """`generate` from what a cloud sent before: no network. `prompt` must have the candidates that were asked for.
+
+    settings: as of `generate`; what the request says comes from it, and may not be given otherwise. InputError then.
+    """
+    timings: dict[str, float] = {}
+    r = received.request
+    said: dict[str, Any] = dict(
+        seed=r.seed, negative_prompt=r.negative_prompt, steps=r.steps, handoff=r.handoff, guidance=r.guidance,
+        solver=r.solver, want_x0=r.want_x0,
+    )  # fmt: skip
+    with _timed(timings, "prepare"):
+        job = prepare(prompt, bundle, **(said | {k: v for k, v in settings.items() if v is not None}))
+        if others := differences(job.request, r):
+            raise InputError(f"the latents answer another request; it differs in {', '.join(others)}")
+        if received.response.schedule != job.schedule.digest:
+            raise CloudMismatchError("the latents were made with another schedule than this bundle's")
+        guide = ready(job, bundle)
+    _warn_of((*job.warnings, *bundle.fallbacks()), warn)
+    tell = progress or (lambda phase, done, of: None)
+    image = finish(job, bundle, received.response, guide, timings, tell, watch)
+    return Result(image, job, received.response, timings)
+
+
+def ready(job: Job, bundle: Bundle) -> Guidance:
+    """Texts read, and models open."""
+    guide = _guidance(job, bundle)
+    bundle.end_phase("text_encoder", "text_encoder_2")
+    _open_models(bundle)
+    return guide
+
+
+def _warn_of(notes: tuple[str, ...], warn: Callable[[str], None] | None) -> None:
+    if warn is not None:
+        for note in notes:
+            warn(note)
 
 
 def finish(
@@ -222,6 +273,7 @@ def finish(
     guide: Guidance,
     timings: dict[str, float],
     tell: Progress,
+    watch: Watch | None = None,
 ) -> NDArray[np.uint8]:
     """Extraction, the device's steps and decoding: no network from here on."""
     k, steps = job.request.handoff, job.schedule.steps
@@ -230,9 +282,11 @@ def finish(
     if job.pair.handoff_history and response.x0 is not None:
         x0 = response.x0[job.candidates.index].astype(np.float32)
     with _timed(timings, "device_steps"):
-        for done, latents, _ in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0, job.saving):
+        for done, latents, clean in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0, job.saving):
             x = latents
             tell("device", done - k, steps - k)
+            if watch is not None:
+                watch(done, clean)
     bundle.end_phase("unet")
     with _timed(timings, "decode"):
         picture = bundle.decode(x)

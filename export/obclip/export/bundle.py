@@ -26,6 +26,7 @@ from obclip.export.graphs import export_device_graphs
 from obclip.export.onnx_export import EXTERNAL_ABOVE_BYTES, OPSET, export_onnx
 from obclip.export.partial import Partial, Record
 from obclip.export.precisions import Calibration, Wanted, add_precisions, check_precisions
+from obclip.export.preview import fit_preview
 from obclip.export.shapes import Shapes, shapes_of
 from obclip.export.sources import Source, model_digest, open_source
 from obclip.export.tokenizer import export_tokenizer
@@ -153,6 +154,7 @@ def _export_all(
         tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
         variants=tuple(v for r in records for v in r.variants),
         pad_token_id_2=tokenizers[1][1] if len(tokenizers) > 1 else None,
+        preview=_fit_preview(building, records, shapes, source),
         zero_empty_prompt=source.family == "sdxl" and bool(source.index.get("force_zeros_for_empty_prompt", True)),
     )
     manifest.write(building)
@@ -206,6 +208,14 @@ def _tiny_decoder(source: Path, shapes: Shapes, latent_scale: float, folder: Pat
     return Variant(
         "vae_decoder", "tiny", "fp32", "any", f"vae_decoder/{path.name}", _io(graph.input), _io(graph.output), found
     )
+
+
+def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes, source: Source) -> dict[str, Any]:
+    """On what is cheapest to decode with: both decoders are of the same latents."""
+    decoder = next(r for r in records if r.component.name == "vae_decoder")
+    tiny = [v.file for v in decoder.variants if (v.role, v.precision) == ("tiny", "fp32")]
+    scale = float(source.config("vae").get("scaling_factor", 1.0))
+    return fit_preview(building / (tiny or [decoder.component.file])[0], shapes.channels, scale)
 
 
 def _key(digest: str, options: _Options) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,12 +40,14 @@ from obclip.edge.cli.privacy import (
 )
 from obclip.edge.client import Client
 from obclip.edge.demo import PROMPT, local_cloud, run_demo
-from obclip.edge.generate import Result
+from obclip.edge.generate import Result, resume
 from obclip.edge.generate import generate as generate_picture
 from obclip.edge.image import save_png
 from obclip.edge.oblivious import candidate_set, load_policy
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
+from obclip.edge.preview import preview_to
+from obclip.edge.received import Received
 from obclip.edge.steps import Saving, default_saving
 
 Seed = Annotated[int | None, typer.Option(help="0 to 2^53-1; drawn and printed when not given.")]
@@ -112,6 +114,14 @@ def generate(
         float | None, typer.Option(help="Warn if the other words leave fewer candidates than this (effective N).")
     ] = None,
     allow_public: Annotated[bool, typer.Option(help="Send a prompt in which nothing is hidden.")] = False,
+    preview: Annotated[Path | None, typer.Option(help="A PNG that shows the picture in the making.")] = None,
+    preview_every: Annotated[int, typer.Option(help="Device steps from one preview to the next.")] = 1,
+    save_latents: Annotated[
+        Path | None, typer.Option(help="Keep what the cloud sent, all candidates', so that it can be finished again.")
+    ] = None,
+    from_latents: Annotated[
+        Path | None, typer.Option(help="Finish what --save-latents kept; no cloud is asked.")
+    ] = None,
     save_prompt: Annotated[bool, typer.Option(help="Write the prompt into the PNG's metadata.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,14 +138,22 @@ def generate(
         _warn(note)
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
     opened = Bundle.open(bundle or pair, **run_as)
-    check_writable(out)
-    with Client(cloud) as client, progress(as_json) as tell:
-        result = generate_picture(
-            prompt, bundle=opened, client=client, progress=tell, pair=settings, policy=policy, seed=seed,
-            negative_prompt=negative, steps=steps, handoff=handoff, guidance=guidance, solver=solver,
-            allow_public=allow_public, options=options, warn_below=warn_below, warn=_warn,
-            saving=saving,
-        )  # fmt: skip
+    for path in (out, preview, save_latents):
+        if path is not None:
+            check_writable(path)
+    watch = None if preview is None else preview_to(preview, opened.manifest, preview_every)
+    wanted: dict[str, Any] = dict(
+        bundle=opened, pair=settings, policy=policy, seed=seed, negative_prompt=negative or None, steps=steps,
+        handoff=handoff, guidance=guidance, solver=solver, allow_public=allow_public, options=options,
+        warn_below=warn_below, warn=_warn, saving=saving, watch=watch,
+    )  # fmt: skip
+    with progress(as_json) as tell:
+        if from_latents is not None:
+            result = resume(prompt, Received.load(from_latents), progress=tell, **wanted)
+        else:
+            with Client(cloud) as client:
+                wanted["negative_prompt"] = negative
+                result = generate_picture(prompt, client=client, progress=tell, save_latents=save_latents, **wanted)
     remember_marks(marked, history)
     result.save(out, with_prompt=save_prompt)
     _report(result, out, as_json, {})

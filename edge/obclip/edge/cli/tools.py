@@ -14,7 +14,7 @@ from obclip.core.files import check_writable
 from obclip.core.manifest import Manifest
 from obclip.core.pairs import load_pair, shipped_pairs
 from obclip.edge.bench import Report, plot, require_plotting, run_bench
-from obclip.edge.bundle import find_bundle
+from obclip.edge.bundle import Bundle, find_bundle
 from obclip.edge.cli.output import (
     Decoder,
     Json,
@@ -32,6 +32,9 @@ from obclip.edge.cli.output import (
 from obclip.edge.cli.privacy import PairName
 from obclip.edge.doctor import examine
 from obclip.edge.image import read_metadata
+from obclip.edge.providers.base import Opening
+from obclip.edge.tuning import Tuned
+from obclip.edge.tuning import tune as tune_bundle
 
 
 def export(
@@ -99,6 +102,9 @@ def bench(
     no_cache: NoCache = False,
     runs: Annotated[int, typer.Option(help="Runs that count.")] = 20,
     warmup: Annotated[int, typer.Option(help="Runs before them.")] = 3,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find and keep threads, spinning and arena for this bundle here, first.")
+    ] = False,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a chart (.png, .svg).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +113,13 @@ def bench(
         check_writable(plot_path)
         require_plotting()
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
+    if tune:
+        found = _tune(bundle, run_as)
+        if not as_json:
+            console().print("  ".join(f"{name}: {s * 1000:.1f} ms" for name, s in found.pass_s.items()))
+            console().print(
+                f"kept: threads {found.threads or 'as it comes'}, spinning {found.spinning}, arena {found.arena}"
+            )
     report = run_bench(bundle, load_pair(pair), runs=runs, warmup=warmup, handoff=handoff, **run_as)
     if as_json:
         emit(report.to_dict())
@@ -114,6 +127,14 @@ def bench(
         _show_bench(report)
     if plot_path is not None:
         plot(report, plot_path)
+
+
+def _tune(source: str, run_as: dict[str, Any]) -> Tuned:
+    """In the way the bundle would be run; what was found before does not count."""
+    opened = Bundle.open(source, **run_as)
+    o = opened.options
+    opening = Opening(o.threads, opened.arithmetic, o.strict, o.lean)
+    return tune_bundle(opened.folder, opened.manifest, opened.variant("unet", "full"), opened.provider, opening)
 
 
 def _show_bench(report: Report) -> None:

@@ -16,6 +16,7 @@ class Opening:
     threads: None lets the runtime choose. arithmetic: "fp32", or "bf16" for graphs in float32 that may be computed in
     bfloat16 where the machine has it. strict: no node may fall back to the CPU. lean: less memory for more time.
     cache: a folder of this graph's own, where what the provider made of it is kept for the next start; None for none.
+    spinning, arena: of ONNX Runtime's CPU: idle threads wait awake; freed memory is kept for the next pass.
     """
 
     threads: int | None = None
@@ -23,6 +24,8 @@ class Opening:
     strict: bool = False
     lean: bool = False
     cache: Path | None = None
+    spinning: bool = True
+    arena: bool = True
 
 
 class Session(Protocol):

@@ -114,6 +114,10 @@ def _settings(opening: Opening) -> Any:
             raise InputError(f"threads is {opening.threads}; it must be 1 or more")
         settings.intra_op_num_threads = opening.threads
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not opening.spinning:
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not opening.arena:
+        settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
     if opening.lean:
         # Weights stay mapped from their file, which the system may drop and read again
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False

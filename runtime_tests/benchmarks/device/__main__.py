@@ -1,0 +1,157 @@
+"""The device's half beside its peers: from received latents to the PNG, on one random-weight checkpoint.
+
+    make peers      # optimum-intel and stable-diffusion.cpp, in an environment of their own
+    python -m runtime_tests.benchmarks.device --work DIR --json docs/results/device.json
+
+Every run is a process of its own, and systems take turns, so that a machine that slows down slows all of them. DIR
+keeps the checkpoint, our bundle, what peers prepare once, and each run's result: a run that was interrupted goes on
+where it was. All take DDIM's steps k..T-1 with guidance from the same latents, and encode their texts before the clock
+starts. PSNR is of the picture, to diffusers in float32 with the same decoder; with cached steps and late guidance it
+says little here, for random weights are no trained ones: `device_steps` judges those on the embedded pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from obclip.core.files import atomic_write_bytes
+from obclip.core.noise import initial_noise
+from obclip.core.pairs import load_pair
+from obclip.core.schedule import build_schedule
+from obclip.core.schedule_config import ScheduleConfig
+from obclip.edge.machine import machine
+from obclip.export import Calibration, export_bundle
+
+from ..checkpoints import make_checkpoint, make_tiny_decoder
+from .report import summary, table
+from .systems import SYSTEMS, System
+
+STEPS = 25
+_SETTINGS: dict[str, Any] = {
+    "prompt": "noto style emoji of a woman cook", "negative": "", "guidance": 7.5, "steps": STEPS, "height": 512,
+    "width": 512,
+}  # fmt: skip
+_PAIR = """solver = "ddim"
+steps = 25
+handoff = 10
+guidance = 7.5
+height = 512
+width = 512
+latent_channels = 4
+latent_downscale = 8
+[cloud]
+source = "cloud"
+[device]
+source = "device"
+"""
+
+
+def prepare(work: Path, checkpoint: str, prompts: int) -> None:
+    """The checkpoint, the tiny decoder, our bundle with int8 graphs for both runtimes."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "pair.toml").write_text(_PAIR)
+    (work / "calibration.toml").write_text(_PAIR.replace("steps = 25", "steps = 6").replace("= 10", "= 2"))
+    if not (work / checkpoint).exists():
+        make_checkpoint(checkpoint, work / checkpoint)
+    if not (work / "taesd").exists():
+        make_tiny_decoder(work / "taesd")
+    if not (work / "bundle").exists():
+        export_bundle(
+            str(work / checkpoint), work / "bundle", targets=("cpu", "openvino"), tiny_decoder=str(work / "taesd"),
+            precisions=("int8",), calibration=Calibration(load_pair(str(work / "calibration.toml")), prompts=prompts),
+        )  # fmt: skip
+
+
+def latents_at(work: Path, checkpoint: str, k: int) -> Path:
+    """What a cloud would return at step k: smooth clean latents of unit variance under the schedule's noise."""
+    config = json.loads((work / checkpoint / "scheduler" / "scheduler_config.json").read_text())
+    schedule = build_schedule(ScheduleConfig.from_dict(config), "ddim", STEPS)
+    coarse = torch.from_numpy(initial_noise(1, (4, 16, 16)))[None]
+    clean = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[0].numpy()
+    clean /= clean.std()
+    alpha = float(schedule.alphas[k])
+    x = alpha * clean + np.sqrt(1 - alpha**2) * initial_noise(2, (4, 64, 64))
+    path = work / f"latents_{k}.npy"
+    np.save(path, x.astype(np.float16).astype(np.float32)[None])
+    return path
+
+
+def run_one(work: Path, checkpoint: str, system: System, ks: list[int], peers: Path, number: int) -> dict[str, Any]:
+    """One process, or its result if it ran already; `failed` with the last line of what it said, if it did."""
+    folder = work / "runs"
+    folder.mkdir(exist_ok=True)
+    name = "".join(c if c.isalnum() else "-" for c in system.key)
+    stem = f"{name}.{'-'.join(map(str, ks))}.{number}"
+    done = folder / f"{stem}.json"
+    if done.is_file():
+        return dict(json.loads(done.read_text()))
+    jobs = [{"k": k, "latents": str(latents_at(work, checkpoint, k)), "out": str(folder / f"{name}.{k}")} for k in ks]
+    spec: dict[str, Any] = {
+        "system": system.name,
+        "checkpoint": str(work / checkpoint),
+        "tiny": str(work / "taesd") if system.tiny else None,
+        "work": str(work / "prepared"),
+        "prepare": False,
+        "bundle": str(work / "bundle"),
+        "pair": str(work / "pair.toml"),
+        "options": system.options,
+        "saving": list(system.saving),
+        "jobs": jobs,
+    } | _SETTINGS
+    path = folder / f"{stem}.spec.json"
+    module = ["-m", "runtime_tests.benchmarks.device.ours"]
+    worker = [sys.executable, *module] if system.ours else [str(peers), str(Path(__file__).with_name("peers.py"))]
+    row = {"system": system.key, "repeat": number}
+    for preparing in (True, False) if "optimum" in system.name else (False,):
+        path.write_text(json.dumps(spec | {"prepare": preparing}))
+        ended = subprocess.run([*worker, str(path)], capture_output=True, text=True)
+        if ended.returncode != 0:
+            said = (ended.stderr.strip() or f"ended with {ended.returncode}").splitlines()[-1]
+            return row | {"failed": said}
+    row |= json.loads(ended.stdout.strip().splitlines()[-1])
+    atomic_write_bytes(done, json.dumps(row).encode())
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="small-sd")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="a Python that has them")
+    parser.add_argument("--k", type=int, nargs="+", default=[10, 5])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", help="systems whose name has this in it")
+    parser.add_argument("--calibration-prompts", type=int, default=4)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    asked = parser.parse_args()
+    prepare(asked.work, asked.checkpoint, asked.calibration_prompts)
+    chosen = [s for s in SYSTEMS if (asked.only or "") in s.key]
+    rows = []
+    for k in asked.k:
+        for number in range(asked.repeats):
+            for system in chosen:
+                row = run_one(asked.work, asked.checkpoint, system, [k], asked.peers, number)
+                rows.append(row)
+                said = row.get("failed") or ", ".join(f"k {r['k']}: {r['seconds']:.2f} s" for r in row["runs"])
+                print(f"{number}  {system.key}: {said}", file=sys.stderr, flush=True)
+    found = summary(rows, asked.work / "runs", machine() | {"checkpoint": asked.checkpoint})
+    print(table(found))
+    if asked.json:
+        atomic_write_bytes(asked.json, (json.dumps(found, indent=1) + "\n").encode())
+    if asked.plot:
+        from .report import plot
+
+        plot(found, asked.plot)
+
+
+if __name__ == "__main__":
+    main()

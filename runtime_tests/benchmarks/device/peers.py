@@ -1,0 +1,187 @@
+"""One peer's completion from received latents, in a process and an environment of its own: no import of this project.
+
+    PYTHON peers.py SPEC.json
+
+SPEC: `system`, `checkpoint` (a diffusers folder), `tiny` (an AutoencoderTiny folder, or null for the checkpoint's own
+decoder), `work` (a folder for what a peer prepares once), `prompt`, `negative`, `guidance`, `steps`, `prepare` (only
+do that), and `jobs`: `k`, `latents` (npy, float32 [1, 4, h, w]), `out` (files' prefix). The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def diffusers_pipeline(spec: dict[str, Any], dtype: Any, compiled: bool) -> Any:
+    import torch
+    from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(spec["checkpoint"], torch_dtype=dtype, safety_checker=None)
+    if spec["tiny"]:
+        pipe.vae = AutoencoderTiny.from_pretrained(spec["tiny"], torch_dtype=dtype)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    if dtype is torch.bfloat16:
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        pipe.unet = torch.compile(pipe.unet)
+        pipe.vae.decode = torch.compile(pipe.vae.decode)
+    return pipe
+
+
+def openvino_pipeline(spec: dict[str, Any], kind: str) -> Any:
+    """optimum-intel's: bf16 by its hint, `int8` its weight-only export, `hybrid` its calibrated one."""
+    from diffusers import DDIMScheduler
+    from optimum.intel import OVStableDiffusionPipeline
+
+    folder = Path(spec["work"]) / f"optimum-intel-{kind}{'-tiny' if spec['tiny'] else ''}"
+    hint = {"INFERENCE_PRECISION_HINT": "f32" if kind == "fp32" else "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    if spec["prepare"] and not (folder / "model_index.json").exists():
+        source = with_tiny(spec) if spec["tiny"] else spec["checkpoint"]
+        made = OVStableDiffusionPipeline.from_pretrained(
+            source, export=True, compile=False, quantization_config=quantisation(spec, kind), safety_checker=None
+        )
+        made.save_pretrained(folder)
+        return None
+    if spec["prepare"]:
+        return None
+    pipe = OVStableDiffusionPipeline.from_pretrained(folder, compile=False, ov_config=hint, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.reshape(1, spec["height"], spec["width"], num_images_per_prompt=1)
+    pipe.compile()
+    return pipe
+
+
+def quantisation(spec: dict[str, Any], kind: str) -> Any:
+    from optimum.intel import OVWeightQuantizationConfig
+
+    if kind == "int8":
+        return OVWeightQuantizationConfig(bits=8)
+    if kind == "hybrid":
+        prompts = [spec["prompt"], spec["negative"] or "a drawing"]
+        return OVWeightQuantizationConfig(bits=8, dataset=prompts, num_samples=8, quant_method="hybrid")
+    return None
+
+
+def with_tiny(spec: dict[str, Any]) -> Path:
+    """A copy of the checkpoint by links, in which the tiny decoder is the decoder."""
+    source, folder = Path(spec["checkpoint"]), Path(spec["work"]) / "checkpoint-tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in source.iterdir():
+        to = folder / entry.name
+        if not to.exists() and entry.name not in ("vae", "model_index.json"):
+            to.symlink_to(entry.resolve())
+    if not (folder / "vae").exists():
+        (folder / "vae").symlink_to(Path(spec["tiny"]).resolve())
+    index = json.loads((source / "model_index.json").read_text())
+    index["vae"] = ["diffusers", "AutoencoderTiny"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def complete(pipe: Any, spec: dict[str, Any], job: dict[str, Any], dtype: Any, one_by_one: bool) -> dict[str, Any]:
+    """The pipeline's own loop, entered at step k. one_by_one: static shapes of batch 1, so branches run in turn."""
+    import torch
+
+    text, negative = text_states(pipe, spec)
+    pipe.scheduler.set_timesteps(spec["steps"])
+    x = torch.from_numpy(np.load(job["latents"])).to(dtype)
+    usage, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    with torch.inference_mode():
+        for t in pipe.scheduler.timesteps[job["k"] :]:
+            if one_by_one:
+                n = unet(pipe, x, t, negative)
+                c = unet(pipe, x, t, text)
+            else:
+                n, c = unet(pipe, torch.cat([x, x]), t, torch.cat([negative, text])).chunk(2)
+            x = pipe.scheduler.step(n + spec["guidance"] * (c - n), t, x, return_dict=False)[0]
+        middle = time.perf_counter()
+        picture = pipe.vae.decode(x / pipe.vae.config.scaling_factor, return_dict=False)[0]
+        image = pipe.image_processor.postprocess(picture.detach(), output_type="pil")[0]
+        image.save(job["out"] + ".png")
+    ended, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    np.save(job["out"] + ".npy", x.float().numpy()[0])
+    return {
+        "k": job["k"],
+        "seconds": ended - started,
+        "steps_s": middle - started,
+        "decode_s": ended - middle,
+        "cpu_s": after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime,
+    }
+
+
+def unet(pipe: Any, x: Any, t: Any, states: Any) -> Any:
+    return pipe.unet(sample=x, timestep=t, encoder_hidden_states=states, return_dict=False)[0]
+
+
+def text_states(pipe: Any, spec: dict[str, Any]) -> tuple[Any, Any]:
+    """Before the clock starts, as our device does it while the cloud works."""
+    found = pipe.encode_prompt(spec["prompt"], "cpu", 1, True, negative_prompt=spec["negative"])
+    return found[0], found[1]
+
+
+def stable_diffusion_cpp(spec: dict[str, Any]) -> dict[str, Any]:
+    """It cannot be entered at step k: two short runs give the time of a step, and the rest is its decoder."""
+    from stable_diffusion_cpp import StableDiffusion
+
+    folder = Path(spec["checkpoint"])
+    seconds = {}
+    options = {"taesd_path": spec["tiny_file"]} if spec["tiny"] else {}
+    model = StableDiffusion(model_path=spec["single_file"], wtype="f16", verbose=False, **options)
+    for count in (1, 3):
+        started = time.perf_counter()
+        model.generate_image(
+            prompt=spec["prompt"], negative_prompt=spec["negative"], cfg_scale=spec["guidance"], height=spec["height"],
+            width=spec["width"], sample_steps=count, sample_method="euler", seed=1,
+        )  # fmt: skip
+        seconds[count] = time.perf_counter() - started
+    step = (seconds[3] - seconds[1]) / 2
+    rest = seconds[1] - step
+    runs = [
+        {"k": job["k"], "seconds": step * (spec["steps"] - job["k"]) + rest, "step_s": step} for job in spec["jobs"]
+    ]
+    return {"load_s": 0.0, "runs": runs, "checkpoint": folder.name}
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    system = spec["system"]
+    if system == "stable-diffusion.cpp":
+        return stable_diffusion_cpp(spec)
+    import torch
+
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    ours = system.startswith("diffusers")
+    dtype = torch.bfloat16 if "bf16" in system and ours else torch.float32
+    if ours:
+        pipe = diffusers_pipeline(spec, dtype, "compiled" in system)
+    else:
+        pipe = openvino_pipeline(spec, system.removeprefix("optimum-intel "))
+    if spec["prepare"]:
+        return {}
+    gc.collect()
+    load = time.perf_counter() - started
+    started = time.perf_counter()
+    last = spec["jobs"][0] | {"k": spec["steps"] - 2, "out": spec["jobs"][0]["out"] + ".warm"}
+    complete(pipe, spec, last, dtype, not ours)  # what is compiled, or allocated on first use
+    first = time.perf_counter() - started
+    runs = [complete(pipe, spec, job, dtype, not ours) for job in spec["jobs"]]
+    return {"load_s": load, "warm_up_s": first, "runs": runs}
+
+
+if __name__ == "__main__":
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    result = run(asked)
+    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(result))

@@ -1,0 +1,166 @@
+"""Finishing a picture again from what the cloud sent, previews on the way, and a finish that is interrupted."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from obclip.core.errors import InputError
+from obclip.edge import Bundle, Client, generate
+from obclip.edge.generate import resume
+from obclip.edge.image import read_metadata
+from obclip.edge.preview import preview, preview_to
+from obclip.edge.providers.onnx_runtime import OnnxRuntimeSession
+from obclip.edge.received import Received, differences
+
+PROMPT = "noto style emoji of a woman cook"
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle_folder: Path) -> Bundle:
+    return Bundle.open(bundle_folder)
+
+
+@pytest.fixture(scope="module")
+def saved(bundle: Bundle, cloud_url: str, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("latents") / "a.safetensors"
+    with Client(cloud_url) as client:
+        result = generate(PROMPT, bundle=bundle, client=client, seed=3, steps=8, handoff=3, save_latents=path)
+    return path, result
+
+
+def test_what_was_kept_gives_the_same_picture_again(bundle: Bundle, saved):
+    path, result = saved
+    again = resume(PROMPT, Received.load(path), bundle=bundle)
+    np.testing.assert_array_equal(again.image, result.image)
+    assert again.job.request == result.job.request
+    assert "cloud" not in again.timings_s
+
+
+def test_another_candidate_of_the_same_set_can_be_finished_from_the_same_file(bundle: Bundle, saved):
+    path, result = saved
+    other = resume(PROMPT.replace("woman", "man"), Received.load(path), bundle=bundle)
+    assert other.job.request == result.job.request
+    assert not np.array_equal(other.image, result.image)
+
+
+def test_the_file_does_not_tell_which_candidate_was_meant(bundle: Bundle, saved, cloud_url: str, tmp_path: Path):
+    path, _ = saved
+    with Client(cloud_url) as client:
+        generate(
+            PROMPT.replace("woman", "man"), bundle=bundle, client=client, seed=3, steps=8, handoff=3,
+            save_latents=tmp_path / "b",
+        )  # fmt: skip
+    one, other = Received.load(path), Received.load(tmp_path / "b")
+    assert one.request.encode() == other.request.encode()
+    assert one.response.encode() == other.response.encode()
+
+
+def test_latents_of_another_request_are_refused_and_it_says_what_differs(bundle: Bundle, saved):
+    received = Received.load(saved[0])
+    with pytest.raises(InputError, match="candidates"):
+        resume("noto style emoji of an old man", received, bundle=bundle)
+    with pytest.raises(InputError, match=r"seed \(4, not 3\)"):
+        resume(PROMPT, received, bundle=bundle, seed=4)
+    assert differences(received.request, replace(received.request, steps=9, guidance=1.0)) == [
+        "steps (8, not 9)",
+        f"guidance ({received.request.guidance!r}, not 1.0)",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["absent", "text", "cut", "no request", "not finite", "one row less"])
+def test_a_file_that_holds_no_good_latents_is_refused(saved, tmp_path: Path, damage: str):
+    path, bad = saved[0], tmp_path / "bad"
+    body = path.read_bytes()
+    tensors = load_file(path)
+    request = Received.load(path).request.encode().decode()
+    meta = {"protocol": "1", "step": "3", "schedule": "0" * 64, "model": "0" * 64, "request": request}
+    if damage == "text":
+        bad.write_text("latents")
+    elif damage == "cut":
+        bad.write_bytes(body[:-100])
+    elif damage == "no request":
+        save_file(tensors, bad)
+    elif damage == "not finite":
+        save_file({"latents": tensors["latents"] * np.float16(np.inf)}, bad, meta)
+    elif damage == "one row less":
+        save_file({"latents": tensors["latents"][:-1].copy()}, bad, meta)
+    with pytest.raises(InputError, match="bad"):
+        Received.load(bad)
+
+
+def test_previews_are_close_to_what_the_decoder_draws():
+    """On the embedded pair, whose map was fitted when it was exported, on latents of its own pictures."""
+    bundle = Bundle.open("emoji")
+    assert bundle.manifest.preview is not None
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((4, 4, 4)).repeat(4, axis=1).repeat(4, axis=2).astype(np.float32)
+    drawn, shown = (p.astype(np.float64).reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)) for p in (
+        bundle.decode(latents), preview(bundle.manifest, latents)
+    ))  # fmt: skip
+    spread = ((drawn - drawn.mean(axis=(0, 1))) ** 2).mean()
+    assert ((drawn - shown) ** 2).mean() < 0.5 * spread
+
+
+def test_a_preview_is_written_at_the_steps_asked_for(bundle: Bundle, saved, tmp_path: Path):
+    seen, path = [], tmp_path / "p.png"
+    write = preview_to(path, bundle.manifest, 2)
+
+    def watch(done: int, clean: np.ndarray) -> None:
+        path.unlink(missing_ok=True)
+        write(done, clean)
+        if path.exists():
+            seen.append(read_metadata(path)["step"])
+            with Image.open(path) as image:
+                assert image.size == (bundle.manifest.width, bundle.manifest.height)
+
+    resume(PROMPT, Received.load(saved[0]), bundle=bundle, watch=watch)
+    assert seen == [4, 6, 8]
+
+
+def test_previews_that_cannot_be_made_are_refused(bundle: Bundle, tmp_path: Path):
+    with pytest.raises(InputError, match="1 or more"):
+        preview_to(tmp_path / "p.png", bundle.manifest, 0)
+    with pytest.raises(InputError, match="export it again"):
+        preview_to(tmp_path / "p.png", replace(bundle.manifest, preview=None), 1)
+
+
+def test_a_provider_that_leaves_nodes_to_another_is_named(saved, bundle_folder: Path, monkeypatch):
+    """ONNX Runtime says itself which provider got a node; here it is made to say that one got away."""
+    bundle = Bundle.open(bundle_folder)
+    told = []
+    monkeypatch.setattr(
+        OnnxRuntimeSession, "nodes_per_provider", lambda self: {"CPUExecutionProvider": 3, "OtherProvider": 1}
+    )
+    resume(PROMPT, Received.load(saved[0]), bundle=bundle, warn=told.append)
+    assert any("OtherProvider 1" in note for note in told)
+
+
+def test_an_interrupted_finish_leaves_nothing_but_the_preview(
+    saved, bundle_folder: Path, tmp_path: Path, cloud_url: str
+):
+    out, shown, kept = tmp_path / "a.png", tmp_path / "p.png", tmp_path / "l"
+    words = f"--cloud {cloud_url} --steps 1000 --handoff 1 --seed 1 --bundle".split()
+    paths = [str(bundle_folder), "--out", str(out), "--preview", str(shown), "--save-latents", str(kept)]
+    start = "from obclip.edge.cli import main; main()"
+    command = [sys.executable, "-c", start, "generate", PROMPT, *words, *paths]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 60
+    while not shown.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)  # polling a condition, bounded above
+    process.send_signal(signal.SIGINT)
+    said, error = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, ""), error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l", "p.png"]
+    with Image.open(shown) as image:
+        image.load()
+    assert Received.load(kept).request.handoff == 1
