@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
-.PHONY: demo test lint types unit platforms compat ray qnn clean
+.PHONY: demo test lint types unit platforms compat ray qnn peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
@@ -46,6 +46,13 @@ qnn:
 	.venv-qnn/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e . onnx sympy pytest "onnxruntime-qnn==2.7.0"
 	.venv-qnn/bin/python -m pytest -s --confcutdir=runtime_tests/qnn runtime_tests/qnn
 
+# What runtime_tests.benchmarks.device compares with: optimum-intel and diffusers as they come, stable-diffusion.cpp built here.
+peers:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	.venv-peers/bin/python -m pip install --disable-pip-version-check -q "torch==2.13.0" "optimum-intel[openvino]==2.2.0" diffusers==0.39.0 accelerate
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peers/bin/python -m pip install --disable-pip-version-check -q stable-diffusion-cpp-python==0.4.7
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
@@ -64,4 +71,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn out build dist
+	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers out build dist

@@ -14,8 +14,9 @@ from tiny import make_sd_folder
 from transformers import CLIPTokenizer
 
 import obclip.export.bundle as bundle_module
-from obclip.core.errors import InputError, ModelMissingError, VerificationError
+from obclip.core.errors import BundleError, InputError, ModelMissingError, VerificationError
 from obclip.core.manifest import Manifest
+from obclip.edge import Bundle
 from obclip.export import export_bundle
 from obclip.export.components import Shapes, load_part
 from obclip.export.onnx_export import export_onnx
@@ -176,3 +177,40 @@ def test_sources_that_cannot_be_exported_are_named(small_folder: Path, tmp_path:
 def test_bad_options_are_refused(small_folder: Path, tmp_path: Path, options: dict):
     with pytest.raises(InputError):
         export_bundle(small_folder, tmp_path / "out", **options)
+
+
+def test_only_the_components_asked_for_are_written(small_folder: Path, tmp_path: Path):
+    some = ("unet", "text_encoder", "vae_decoder")
+    manifest = export_bundle(small_folder, tmp_path / "b", components=some)
+    assert [c.name for c in manifest.components] == ["text_encoder", "unet", "vae_decoder"]
+    assert not (tmp_path / "b" / "vae_encoder").exists()
+    Bundle.open(tmp_path / "b").decode(np.zeros((4, 16, 16), np.float32))
+    alone = export_bundle(small_folder, tmp_path / "c", components=("unet",))
+    assert (alone.preview, [c.name for c in alone.components]) == (None, ["unet"])
+    with pytest.raises(BundleError, match="no vae_decoder"):
+        Bundle.open(tmp_path / "c").decode(np.zeros((4, 16, 16), np.float32))
+
+
+@pytest.mark.parametrize("components", [(), ("unet", "eyes"), ("unet", "vae_encoder")])
+def test_components_that_cannot_be_are_refused(small_folder: Path, tmp_path: Path, components: tuple[str, ...]):
+    precisions = ("int8",) if "vae_encoder" in components else ()
+    with pytest.raises(InputError, match=r"components is|leave out no component"):
+        export_bundle(small_folder, tmp_path / "b", components=components, precisions=precisions, targets=("cpu",))
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_map_of_previews_is_the_least_squares_fit_of_the_decoder(bundle_folder: Path):
+    """On latents that it was not fitted on, it explains about as much of the pictures as it says."""
+    bundle = Bundle.open(bundle_folder)
+    assert bundle.manifest.preview is not None
+    weights = np.array(bundle.manifest.preview["map"])
+    grid = np.random.default_rng(5).standard_normal((8, 4, 4, 4))
+    latents = grid.repeat(4, axis=2).repeat(4, axis=3).astype(np.float32)
+    session = bundle.session("vae_decoder")
+    scale = np.float32(bundle.manifest.latent_scale)
+    drawn = np.stack([session.run(latent_sample=x[None] / scale)["sample"][0] for x in latents])
+    drawn = drawn.reshape(8, 3, 16, 4, 16, 4).mean(axis=(3, 5))
+    said = np.einsum("oc,nchw->nohw", weights[:, :-1], latents) + weights[:, -1][None, :, None, None]
+    centred = drawn - drawn.mean(axis=(0, 2, 3), keepdims=True)
+    explained = 1 - ((drawn - said) ** 2).sum() / (centred**2).sum()
+    assert explained == pytest.approx(bundle.manifest.preview["explains"], abs=0.2)

@@ -21,8 +21,9 @@ from obclip.core.errors import (
 from obclip.edge.audit import AuditReport, audit
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
-from obclip.edge.generate import Result, generate
+from obclip.edge.generate import Result, generate, resume
 from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set, load_policy
+from obclip.edge.received import Received
 
 __all__ = [
     "AuditReport",
@@ -37,10 +38,12 @@ __all__ = [
     "Options",
     "Policy",
     "PrivacyError",
+    "Received",
     "Result",
     "RunError",
     "audit",
     "candidate_set",
     "generate",
     "load_policy",
+    "resume",
 ]

@@ -54,6 +54,7 @@ class _Options:
     tiny_decoder: str | None = None
     precisions: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    components: tuple[str, ...] | None = None
 
 
 def export_bundle(
@@ -72,6 +73,7 @@ def export_bundle(
     tiny_decoder: Path | None = None,
     precisions: Sequence[str] = (),
     calibration: Calibration | None = None,
+    components: Sequence[str] | None = None,
 ) -> Manifest:
     """Export text encoders, UNet, VAE decoder and encoder; returns the manifest that was written.
 
@@ -81,6 +83,7 @@ def export_bundle(
     tiny_decoder: diffusers folder of an AutoencoderTiny for the same latents, written beside the decoder.
     precisions: further ones of the UNet and the decoders (obclip.export.quantise), for each of the targets;
     calibration: what they are calibrated with, by default the device's own trajectories on a few prompts.
+    components: of the parts, those to write ("unet", ...), all by default; a device draws without "vae_encoder".
     progress(part, phase, seconds).
 
     `out` appears whole or not at all. An export that was killed, or for which the disk was too small, goes on with the
@@ -99,7 +102,7 @@ def export_bundle(
     tiny = str(tiny_decoder.resolve()) if tiny_decoder is not None else None
     options = _Options(
         weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth, tiny, tuple(precisions),
-        calibration,
+        calibration, None if components is None else _wanted(components, found, precisions),
     )  # fmt: skip
     schedule = ScheduleConfig.from_file(found.folder / "scheduler" / "scheduler_config.json")
     digest = model_digest(found)
@@ -124,7 +127,7 @@ def _export_all(
     _write_index(source.index, building)
     shapes = shapes_of(source, min(tokens for tokens, _ in tokenizers), options.height, options.width)
     records = []
-    for name in source.parts:
+    for name in options.components or source.parts:
         record = partial.find(name)
         if record is not None:
             report(name, "done before", 0.0)
@@ -133,7 +136,7 @@ def _export_all(
         wanted = Wanted(options.precisions, options.targets or ("any",), options.external_above_bytes)
         scale = float(source.config("vae").get("scaling_factor", 1.0))
         records = add_precisions(partial, records, wanted, options.calibration, shapes, scale, report)
-    unet = next(r.component for r in records if r.component.name == "unet")
+    unet = next((r.component.verification for r in records if r.component.name == "unet"), {})
     manifest = Manifest(
         source=source.label,
         revision=source.revision,
@@ -148,7 +151,7 @@ def _export_all(
         pad_token_id=tokenizers[0][1],
         prediction_type=schedule.prediction_type,
         schedule_config=schedule.to_dict(),
-        conditioning=float(unet.verification.get("conditioning", 1.0)),
+        conditioning=float(unet.get("conditioning", 1.0)),
         components=tuple(r.component for r in records),
         files=tuple(f for f in list_files(building) if not f.path.startswith(".")),
         tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
@@ -210,9 +213,20 @@ def _tiny_decoder(source: Path, shapes: Shapes, latent_scale: float, folder: Pat
     )
 
 
-def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes, source: Source) -> dict[str, Any]:
+def _wanted(components: Sequence[str], source: Source, precisions: Sequence[str]) -> tuple[str, ...]:
+    """In the order of export. InputError for a part that the model does not have, none, or too few to calibrate."""
+    if not components or set(components) - set(source.parts):
+        raise InputError(f"components is {', '.join(components) or 'empty'}; this model has {', '.join(source.parts)}")
+    if precisions and set(source.parts) - set(components) - {"vae_encoder"}:
+        raise InputError("precisions are calibrated on whole completions; leave out no component but vae_encoder")
+    return tuple(name for name in source.parts if name in components)
+
+
+def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes, source: Source) -> dict[str, Any] | None:
     """On what is cheapest to decode with: both decoders are of the same latents."""
-    decoder = next(r for r in records if r.component.name == "vae_decoder")
+    decoder = next((r for r in records if r.component.name == "vae_decoder"), None)
+    if decoder is None:
+        return None
     tiny = [v.file for v in decoder.variants if (v.role, v.precision) == ("tiny", "fp32")]
     scale = float(source.config("vae").get("scaling_factor", 1.0))
     return fit_preview(building / (tiny or [decoder.component.file])[0], shapes.channels, scale)

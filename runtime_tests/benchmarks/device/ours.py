@@ -19,7 +19,7 @@ import numpy as np
 from obclip.core.pairs import load_pair
 from obclip.core.wire import Response
 from obclip.edge import Bundle
-from obclip.edge.generate import _guidance, _open_models, finish, prepare
+from obclip.edge.generate import finish, prepare, ready
 from obclip.edge.image import save_png
 from obclip.edge.machine import peak_memory_bytes
 from obclip.edge.steps import Saving, passes, plan_steps
@@ -38,9 +38,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
             negative_prompt=spec["negative"], saving=Saving(*spec["saving"]),
         )  # fmt: skip
         started = time.perf_counter()
-        guide = _guidance(asked, bundle)
-        bundle.end_phase("text_encoder")
-        _open_models(bundle)
+        guide = ready(asked, bundle)
         load = time.perf_counter() - started
         gc.collect()
         latents = np.load(job["latents"]).astype(np.float16)

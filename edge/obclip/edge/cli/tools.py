@@ -60,6 +60,9 @@ def export(
     pair: Annotated[
         str | None, typer.Option(help="The pair whose steps and guidance calibration runs; by default 25 steps, k 10.")
     ] = None,
+    components: Annotated[
+        str | None, typer.Option(help="Parts to write, with commas, by default all: unet, vae_decoder, ...")
+    ] = None,
     min_psnr: Annotated[float | None, typer.Option(help="Floor in dB; by default 80 for fp32, 45 for fp16.")] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     as_json: Json = False,
@@ -79,7 +82,7 @@ def export(
     manifest = export_bundle(
         source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell,
         targets=_listed(targets), depth=depth, tiny_decoder=tiny_decoder, precisions=_listed(precisions),
-        calibration=calibration,
+        calibration=calibration, components=None if components is None else _listed(components),
     )  # fmt: skip
     _show_manifest(manifest, out, as_json)
 
