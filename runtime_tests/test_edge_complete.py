@@ -84,7 +84,7 @@ def test_without_history_the_solver_starts_at_first_order(bundle: Bundle, small_
 def test_guidance_of_one_leaves_the_negative_branch_out(bundle: Bundle):
     schedule, text = bundle.schedule("ddim", 4), bundle.encode(PROMPT)
     x = first_latents(schedule, SEED, SHAPE)
-    poison = np.full_like(text, np.nan)
+    poison = {name: np.full_like(value, np.nan) for name, value in text.items()}
     *_, (_, latents, _) = denoise(bundle, schedule, Guidance(text, poison, 1.0), x, 0, SEED)
     assert np.isfinite(latents).all()
     with pytest.raises(RunError, match="not finite"):

@@ -17,6 +17,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionPipeline,
@@ -31,10 +32,11 @@ from optimum.onnxruntime import (
 from tiny import make_sd_folder, make_sdxl_folder
 
 import obclip.export.bundle as bundle_module
-from obclip.core.errors import InputError, RunError
+from obclip.core.errors import RunError
 from obclip.core.manifest import Manifest
+from obclip.core.noise import initial_noise
 from obclip.edge import Bundle
-from obclip.edge.unet import unet_of
+from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.export import export_bundle
 from obclip.export.verify import psnr_db
 
@@ -88,10 +90,31 @@ def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(fami
     assert psnr_db(*pictures) > 40
 
 
-def test_a_family_that_the_device_cannot_draw_with_says_so(tmp_path: Path):
-    export_bundle(make_sdxl_folder(tmp_path / "xl"), tmp_path / "bundle", weights="fp16")
-    with pytest.raises(InputError, match="family sdxl"):
-        unet_of(Bundle.open(tmp_path / "bundle"), {}, [1.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [(), ("cpu",)], ids=["whole", "device graphs"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_device_draws_what_diffusers_draws(family: str, targets: tuple[str, ...], tmp_path: Path):
+    """With guidance, through every step; latent consistency in one, for with more both add noise of their own."""
+    make, theirs, _, name = FAMILIES[family]
+    source = make(tmp_path)
+    export_bundle(source, tmp_path / "bundle", targets=targets)
+    pipeline = theirs.from_pretrained(source)
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "sdxl":
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    latents, steps = initial_noise(3, (4, 16, 16)), 1 if name == "lcm" else 6
+    wanted = pipeline(
+        "a woman cook", latents=torch.from_numpy(latents)[None].float(), num_inference_steps=steps, guidance_scale=3.5,
+        height=64, width=64, output_type="np",
+    ).images[0]  # fmt: skip
+    bundle = Bundle.open(tmp_path / "bundle")
+    schedule = bundle.schedule("lcm" if name == "lcm" else "ddim", steps)
+    guide, x = Guidance(bundle.encode("a woman cook"), bundle.encode(""), 3.5), first_latents(schedule, 3, (4, 16, 16))
+    for _, latents, _ in denoise(bundle, schedule, guide, x, 0, 3):
+        x = latents
+    found = bundle.decode(x) / 255
+    assert wanted.std() > 0.01
+    assert psnr_db(np.asarray(wanted, np.float64), found) > 45
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> Callable[[], None]:

@@ -90,7 +90,7 @@ def test_a_step_of_the_whole_job_agrees_between_providers(both: Path):
         bundle = Bundle.open(both, provider=provider, precision="fp32")
         hidden = bundle.encode(PROMPT)
         time = bundle.session("unet", "time").run(timestep=np.array([500.0], np.float32))
-        text = bundle.session("unet", "text").run(encoder_hidden_states=hidden)
+        text = bundle.session("unet", "text").run(**hidden)
         x = first_latents(bundle.schedule("ddim", 4), 1, bundle.latent_shape)
         out = bundle.session("unet", "full").run(sample=x[None], **time, **text)["out_sample"][0]
         pictures.append(bundle.decode(out).astype(int))

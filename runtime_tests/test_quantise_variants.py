@@ -72,14 +72,14 @@ def test_and_goes_on_as_the_edge_does(setting: Setting, pair: Pair, bundle: Path
     found = setting.calibrate[0]
     opened = Bundle.open(bundle, verify=False)
     text = [opened.encode(PROMPTS[0]), opened.encode("")]
-    np.testing.assert_allclose(found.branches[0]["encoder_hidden_states"], text[0], atol=1e-5)
+    np.testing.assert_allclose(found.branches[0]["encoder_hidden_states"], text[0]["encoder_hidden_states"], atol=1e-5)
     schedule, x = opened.schedule("ddim", 6), found.x
     passes = iter(found.passes)
     for step in range(2, 6):
         outputs = []
         for branch in (0, 1):
             t = np.float32(schedule.timesteps[step])
-            feed = {"sample": x[None], "timestep": t, "encoder_hidden_states": text[branch]}
+            feed = {"sample": x[None], "timestep": t, **text[branch]}
             session = ort.InferenceSession(bundle / "unet" / "model.onnx", providers=["CPUExecutionProvider"])
             outputs.append(session.run(["out_sample"], {k: np.asarray(v) for k, v in feed.items()})[0][0])
             p = next(passes)

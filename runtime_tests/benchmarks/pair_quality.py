@@ -102,8 +102,8 @@ def device_steps(
 ) -> Float32:
     """The device's steps from `start` of `steps` on, for many pictures at once; latents of the last step."""
     schedule = bundle.schedule(setting.solver, steps)
-    text = np.concatenate([bundle.encode(prompt) for prompt in prompts])
-    empty = np.repeat(bundle.encode(""), len(prompts), axis=0)
+    text = np.concatenate([bundle.encode(prompt)["encoder_hidden_states"] for prompt in prompts])
+    empty = np.repeat(bundle.encode("")["encoder_hidden_states"], len(prompts), axis=0)
     unet = bundle.session("unet")
     for i in range(start, schedule.steps):
         t = scalar(float(schedule.timesteps[i]))

@@ -57,8 +57,8 @@ def drawn() -> Trajectory:
     return Trajectory(bundle, tuple(feeds), x, tuple(decoder))
 
 
-def feed(x: NDArray[np.float32], timestep: float, text: NDArray[np.float32]) -> Feed:
-    return {"sample": x[None], "timestep": np.asarray(timestep, np.float32), "encoder_hidden_states": text}
+def feed(x: NDArray[np.float32], timestep: float, text: Feed) -> Feed:
+    return {"sample": x[None], "timestep": np.asarray(timestep, np.float32), **text}
 
 
 def guided(run: Any, branches: list[Feed], scale: float) -> NDArray[np.float32]:

@@ -115,7 +115,7 @@ def _calls(bundle: Bundle) -> dict[str, Callable[[], Any]]:
             return bundle.session("unet", "full").run(**passing)
         if not text:
             text.append(bundle.encode("a portrait"))
-        return bundle.session("unet").run(sample=latents, timestep=scalar(500.0), encoder_hidden_states=text[0])
+        return bundle.session("unet").run(sample=latents, timestep=scalar(500.0), **text[0])
 
     full = bundle.variant("unet", "full")
     shapes = {} if full is None else {name: [int(size) for size in shape] for name, shape in full.inputs.items()}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from obclip.core.errors import BundleError, InputError, ModelMissingError
 from obclip.core.manifest import Manifest, Variant
@@ -22,6 +21,7 @@ from obclip.edge.memory import PHASED_FROM_BYTES, fit
 from obclip.edge.providers import find
 from obclip.edge.providers.base import Opening, Session
 from obclip.edge.sessions import SessionOptions
+from obclip.edge.text import Conditions, TextReader
 from obclip.edge.tiling import decode_tiled
 from obclip.edge.tuning import Tuned, recall
 
@@ -34,7 +34,7 @@ class Bundle:
         self.provider = find(options.provider)
         self._check_precision()
         self._sessions: dict[tuple[str, str], Session] = {}
-        self._tokenizer: Tokenizer | None = None
+        self.reader = TextReader(folder, manifest)
         self._tuned = self._recall()
 
     @classmethod
@@ -144,24 +144,12 @@ class Bundle:
 
     def tokenise(self, prompt: str) -> NDArray[np.int64]:
         """int64 [1, max_tokens], padded. InputError for a prompt that does not fit; nothing is cut off unsaid."""
-        if self._tokenizer is None:
-            path = self.folder / "tokenizer" / "tokenizer.json"
-            try:
-                self._tokenizer = Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises plain Exception
-                raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
-        ids = self._tokenizer.encode(prompt).ids
-        limit = self.manifest.max_tokens
-        if len(ids) > limit:
-            raise InputError(f"the prompt takes {len(ids)} tokens, this model reads {limit}: shorten it")
-        return np.array([ids + [self.manifest.pad_token_id] * (limit - len(ids))], np.int64)
+        return self.reader.tokenise(prompt)
 
-    def encode(self, prompt: str) -> NDArray[np.float32]:
-        """The text encoder's hidden states, float32 [1, max_tokens, width]."""
-        hidden = self.session("text_encoder").run(input_ids=self.tokenise(prompt))["last_hidden_state"]
-        return np.asarray(hidden, np.float32)
+    def encode(self, prompt: str) -> Conditions:
+        """What the UNet is told of a text: `encoder_hidden_states` float32 [1, max_tokens, width]; of SDXL also
+        `text_embeds` [1, width2] and `time_ids` [1, 6]. InputError as `tokenise`."""
+        return self.reader.encode(prompt, self.session)
 
     def decode(self, latents: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Latents [4, h, w] of the last step to an RGB picture, uint8 [H, W, 3]."""

@@ -13,6 +13,7 @@ from obclip.core.noise import initial_noise, step_noise
 from obclip.core.schedule import Schedule
 from obclip.edge.bundle import Bundle
 from obclip.edge.steps import PLAIN, DeviceStep, Saving, plan_steps
+from obclip.edge.text import Conditions, guidance_embedding
 from obclip.edge.unet import UNet, unet_of
 
 Float32 = NDArray[np.float32]
@@ -20,10 +21,10 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Guidance:
-    """text, negative: hidden states, float32 [1, tokens, width]; scale: 1 leaves the negative branch out."""
+    """text, negative: as `Bundle.encode` gives them; scale: 1 leaves the negative branch out."""
 
-    text: Float32
-    negative: Float32
+    text: Conditions
+    negative: Conditions
     scale: float
 
 
@@ -43,6 +44,11 @@ def denoise(
     without them the solver starts anew at first order. saving: what is not evaluated; cached steps need a bundle with
     device graphs, and are whole on another. RunError if numbers stop being finite.
     """
+    told = bundle.manifest.component("unet").inputs.get("timestep_cond")
+    if told is not None:  # a latent consistency model is told the scale, and has no second branch
+        guidance = Guidance(
+            guidance.text | {"timestep_cond": guidance_embedding(guidance.scale, int(told[-1]))}, guidance.negative, 1.0
+        )
     texts = {"text": guidance.text} | ({"negative": guidance.negative} if guidance.scale != 1.0 else {})
     unet = unet_of(bundle, texts, [float(t) for t in schedule.timesteps])
     for step in plan_steps(start, schedule.steps, saving, unet.can_be_shallow):

@@ -8,15 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from obclip.core.errors import InputError
 from obclip.edge.bundle import Bundle
+from obclip.edge.providers.base import Session
 from obclip.edge.sessions import scalar
+from obclip.edge.text import Conditions
 
 Float32 = NDArray[np.float32]
 
 
 class UNet(Protocol):
-    """branches are texts, float32 [1, tokens, width], by a name; steps are the solver's, by number."""
+    """branches are texts' conditions, by a name; steps are the solver's, by number."""
 
     can_be_shallow: bool
 
@@ -26,13 +27,8 @@ class UNet(Protocol):
         ...
 
 
-def unet_of(bundle: Bundle, texts: Mapping[str, Float32], timesteps: Sequence[float]) -> UNet:
-    """timesteps: of all steps of the schedule. What depends on them or on the texts alone is computed here, once.
-
-    InputError for a bundle of a family whose UNet takes more than that.
-    """
-    if bundle.manifest.family != "sd":
-        raise InputError(f"the bundle is of the family {bundle.manifest.family}; this version draws with sd alone")
+def unet_of(bundle: Bundle, texts: Mapping[str, Conditions], timesteps: Sequence[float]) -> UNet:
+    """timesteps: of all steps of the schedule. What depends on them or on the texts alone is computed here, once."""
     if all(bundle.variant("unet", role) is not None for role in ("time", "text", "full")):
         return _Graphs(bundle, texts, timesteps)
     return _Whole(bundle, texts, timesteps)
@@ -43,22 +39,25 @@ class _Whole:
 
     can_be_shallow = False
 
-    def __init__(self, bundle: Bundle, texts: Mapping[str, Float32], timesteps: Sequence[float]) -> None:
+    def __init__(self, bundle: Bundle, texts: Mapping[str, Conditions], timesteps: Sequence[float]) -> None:
         self._session, self._texts = bundle.session("unet"), dict(texts)
         self._timesteps = [scalar(float(t)) for t in timesteps]
 
     def __call__(self, branch: str, x: Float32, step: int, shallow: bool) -> Float32:
-        given = {"timestep": self._timesteps[step], "encoder_hidden_states": self._texts[branch]}
-        return np.asarray(self._session.run(sample=x[None], **given)["out_sample"][0], np.float32)
+        found = self._session.run(sample=x[None], timestep=self._timesteps[step], **self._texts[branch])
+        return np.asarray(found["out_sample"][0], np.float32)
 
 
 class _Graphs:
     """Time projections of all steps, and each text's keys and values, once; then passes that take them."""
 
-    def __init__(self, bundle: Bundle, texts: Mapping[str, Float32], timesteps: Sequence[float]) -> None:
+    def __init__(self, bundle: Bundle, texts: Mapping[str, Conditions], timesteps: Sequence[float]) -> None:
         time, text = bundle.session("unet", "time"), bundle.session("unet", "text")
-        self._time = time.run(timestep=np.asarray(timesteps, np.float32))
-        self._given = {branch: text.run(encoder_hidden_states=hidden) for branch, hidden in texts.items()}
+        steps = np.asarray(timesteps, np.float32)
+        self._time, self._given = {}, {}
+        for branch, told in texts.items():
+            self._time[branch] = time.run(timestep=steps, **_taken(told, time))
+            self._given[branch] = text.run(**_taken(told, text))
         self._full = bundle.session("unet", "full")
         self.can_be_shallow = bundle.variant("unet", "shallow") is not None
         self._shallow = bundle.session("unet", "shallow") if self.can_be_shallow else None
@@ -66,7 +65,7 @@ class _Graphs:
 
     def __call__(self, branch: str, x: Float32, step: int, shallow: bool) -> Float32:
         session = self._shallow if shallow and self._shallow is not None else self._full
-        row = {name: values[step : step + 1] for name, values in self._time.items()}
+        row = {name: values[step : step + 1] for name, values in self._time[branch].items()}
         given = {"sample": x[None], **row, **self._given[branch]}
         if session is self._shallow:
             given["features"] = self._features[branch]
@@ -74,3 +73,7 @@ class _Graphs:
         if session is self._full:
             self._features[branch] = out["features"]
         return np.asarray(out["out_sample"][0], np.float32)
+
+
+def _taken(told: Conditions, session: Session) -> Conditions:
+    return {name: value for name, value in told.items() if name in session.input_names}
