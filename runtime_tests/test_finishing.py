@@ -149,7 +149,7 @@ def test_an_interrupted_finish_leaves_nothing_but_the_preview(
     saved, bundle_folder: Path, tmp_path: Path, cloud_url: str
 ):
     out, shown, kept = tmp_path / "a.png", tmp_path / "p.png", tmp_path / "l"
-    words = f"--cloud {cloud_url} --steps 1000 --handoff 1 --seed 1 --bundle".split()
+    words = f"--cloud {cloud_url} --steps 100 --handoff 1 --seed 1 --bundle".split()
     paths = [str(bundle_folder), "--out", str(out), "--preview", str(shown), "--save-latents", str(kept)]
     start = "from obclip.edge.cli import main; main()"
     command = [sys.executable, "-c", start, "generate", PROMPT, *words, *paths]

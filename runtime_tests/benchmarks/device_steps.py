@@ -34,7 +34,7 @@ from .server_fidelity import candidate_sets, compare, request_for
 
 SAVINGS = (
     PLAIN, Saving(2), Saving(3), Saving(4), Saving(5), Saving(1, 0.8), Saving(1, 0.6), Saving(1, 0.4), Saving(2, 0.8),
-    Saving(3, 0.8), Saving(2, 0.6), Saving(3, 0.6),
+    Saving(3, 0.8), Saving(2, 0.6), Saving(3, 0.6), Saving(4, 0.6), Saving(5, 0.6), Saving(3, 0.4), Saving(4, 0.4),
 )  # fmt: skip
 SETS = {2: 40, 6: 16}
 WITHIN, MIN_PSNR_DB = 0.02, 36.0
