@@ -4,8 +4,8 @@
 
 DIR as of `runtime_tests.benchmarks.device`. Each way is a process of its own, of which a thread samples resident memory
 every 10 ms: `anonymous` is what only swap could take, `file` what is mapped from files and may be dropped. Start-up,
-the texts, the steps and the decoding are phases. With `--limit MB` a way is run again in a control group of that size
-(Linux, root, no swap), by the plan that `--memory-limit` chooses.
+the texts, the steps and the decoding are phases. With `--limits` two ways are run again in control groups of
+1500 and 600 MB (Linux, root, no swap), by the plan that `--memory-limit` chooses.
 """
 
 from __future__ import annotations
@@ -47,15 +47,21 @@ WAYS: dict[str, dict[str, Any]] = {
     "cpu fp32, tiny decoder": {"provider": "cpu", "precision": "fp32", "decoder": "tiny"},
     "cpu fp32, tiny decoder, lean": {"provider": "cpu", "precision": "fp32", "decoder": "tiny", "lean": True},
 }
+LIMITED = (("openvino int8, tiny decoder", 1500), ("cpu int8, own decoder", 600))
 
 
 class Sampler:
     """Resident memory of this process over time, by phase."""
 
     def __init__(self) -> None:
-        self.phase, self.samples, self._stop = "start", [], threading.Event()
+        self.samples: list[tuple[float, str, int, int]] = []
+        self._stop = threading.Event()
+        self.enter("start")
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.samples: list[tuple[float, str, int, int]]
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+        print(f"phase {phase}", file=sys.stderr, flush=True)  # where it was, should the system end it
 
     def _run(self) -> None:
         began = time.perf_counter()
@@ -84,21 +90,21 @@ def child(work: Path, options: dict[str, Any], k: int) -> dict[str, Any]:
     """One completion from latents at k, DeepCache every second step and guidance for 60 % of the steps."""
     with Sampler() as seen:
         bundle = Bundle.open(work / "bundle", verify=False, **options)
-        seen.phase = "text"
+        seen.enter("text")
         prompt = "noto style emoji of a woman cook"
         pair = load_pair(str(work / "pair.toml"))
         job = prepare(prompt, bundle, pair=pair, seed=1, handoff=k, saving=Saving(2, 0.6))
         latents = np.load(work / f"latents_{k}.npy").astype(np.float16).repeat(len(job.candidates.prompts), axis=0)
         guide = ready(job, bundle)
-        seen.phase = "steps"
+        seen.enter("steps")
         began = time.perf_counter()
 
         def tell(phase: str, done: int, of: int) -> None:
             if done == of:
-                seen.phase = "decode"
+                seen.enter("decode")
 
         picture = finish(job, bundle, Response(latents, None, k, "0" * 64, "0" * 64), guide, {}, tell)
-        save_png(work / "memory.png", picture, {})
+        save_png(work / "memory-picture.png", picture, {})
         seconds = time.perf_counter() - began
     o = bundle.options
     return {
@@ -138,6 +144,8 @@ def group(limit: int | None) -> Iterator[Path | None]:
     try:
         name = "memory.limit_in_bytes" if (folder / "memory.limit_in_bytes").exists() else "memory.max"
         (folder / name).write_text(str(limit))
+        with contextlib.suppress(OSError):  # files in the page cache already would be charged to no one
+            Path("/proc/sys/vm/drop_caches").write_text("1")
         yield folder
     finally:
         folder.rmdir()
@@ -176,8 +184,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--only", default="")
-    parser.add_argument("--limit", type=int, help="MB; also run `--limited` so")
-    parser.add_argument("--limited", default="cpu int8, own decoder", help="the way that the limit is put on")
+    parser.add_argument("--limits", action="store_true", help="also run LIMITED")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -189,8 +196,8 @@ def main() -> None:
         print(json.dumps(child(asked.work, json.loads(asked.child), asked.k)))
         return
     rows = [run(asked.work, name, o, None, asked.k) for name, o in WAYS.items() if asked.only in name]
-    if asked.limit:
-        rows.append(run(asked.work, asked.limited, WAYS[asked.limited], asked.limit * 1_000_000, asked.k))
+    if asked.limits:
+        rows += [run(asked.work, name, WAYS[name], mb * 1_000_000, asked.k) for name, mb in LIMITED]
     print("| way | limit MB | s | peak MB | start | text | steps | decoding | anonymous at most |\n" + "|---" * 9 + "|")
     for row in rows:
         limit = "" if row["limit_bytes"] is None else f"{row['limit_bytes'] / 1e6:.0f}"

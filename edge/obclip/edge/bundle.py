@@ -17,6 +17,7 @@ from obclip.core.schedule import Schedule, build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge.choice import choose
 from obclip.edge.graph_cache import cache_folder
+from obclip.edge.machine import return_freed_memory
 from obclip.edge.memory import PHASED_FROM_BYTES, fit
 from obclip.edge.providers import find
 from obclip.edge.providers.base import Opening, Session
@@ -183,6 +184,7 @@ class Bundle:
             for component in components:
                 self.release(component)
             gc.collect()
+            return_freed_memory()
 
 
 def find_bundle(source: str | Path) -> Path:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from obclip.core.errors import InputError
-from obclip.core.manifest import Manifest
+from obclip.core.manifest import Manifest, Variant
 from obclip.edge.sessions import SessionOptions
 
 BASE_BYTES = 110_000_000  # interpreter, numpy, runtime
 PHASED_FROM_BYTES = 500_000_000  # larger bundles open and release their models by phase
 # Bytes of activations a latent's element (UNet) or a picture's pixel (decoders) at the peak of a pass
-_UNET_BYTES = 21_000
-_FULL_DECODER_BYTES, _TINY_DECODER_BYTES = 7_000, 1_100
-_PACKED = 1.15  # packed weights, relative to those in the file
+_UNET_BYTES = 95_000
+_FULL_DECODER_BYTES, _TINY_DECODER_BYTES = 3_700, 1_500
+_FULL_DECODER_WEIGHTS = 1.4  # of what its file has: convolutions unfolded, kept even by lean sessions
+_PACKED = 1.5  # weights as they are and packed, relative to those in the file
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def estimate(manifest: Manifest, options: SessionOptions, target: str) -> Estima
     return Estimate(
         text=int(BASE_BYTES + held * text + 30_000_000),
         steps=int(BASE_BYTES + held * unet + _UNET_BYTES * area),
-        decode=int(BASE_BYTES + held * decoder + per_pixel * pixels),
+        decode=int(BASE_BYTES + max(held, _FULL_DECODER_WEIGHTS) * decoder + per_pixel * pixels),
     )
 
 
@@ -80,12 +81,18 @@ def weights(manifest: Manifest, component: str, precision: str) -> int:
     entry = manifest.component(component)
     beside = {f"{entry.file}", f"{entry.file}_data"}
     size = sum(f.bytes for f in manifest.files if f.path in beside)
-    notes = [v.verification for v in manifest.variants if (v.component, v.precision) == (component, precision)]
-    added = sum(int(n.get("added_bytes", 0)) for n in notes)
-    if precision == "fp32" or not added:
-        other = sum(int(v.verification.get("added_bytes", 0)) for v in manifest.variants if v.component == component)
-        return max(size - other, 0)
-    return added
+    made = [v for v in manifest.variants if v.component == component]
+    added: dict[tuple[str, str], int] = {}
+    for v in made:  # equal bytes of two targets lie once, so that their sum may be more than there is
+        added[v.precision, v.target] = added.get((v.precision, v.target), 0) + _added(v)
+    of_precision = max((count for (p, _), count in added.items() if p == precision), default=0)
+    if precision == "fp32" or not of_precision:
+        return max(size - max(added.values(), default=0), 0)
+    return of_precision
+
+
+def _added(variant: Variant) -> int:
+    return int(variant.verification.get("added_bytes", 0))
 
 
 def _texts(manifest: Manifest) -> list[str]:

@@ -58,6 +58,10 @@ class _Graphs:
         for branch, told in texts.items():
             self._time[branch] = time.run(timestep=steps, **_taken(told, time))
             self._given[branch] = text.run(**_taken(told, text))
+        if bundle.phased:
+            del time, text
+            bundle.release("unet", "time")
+            bundle.release("unet", "text")
         self._full = bundle.session("unet", "full")
         self.can_be_shallow = bundle.variant("unet", "shallow") is not None
         self._shallow = bundle.session("unet", "shallow") if self.can_be_shallow else None

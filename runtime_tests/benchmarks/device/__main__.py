@@ -31,7 +31,7 @@ from obclip.edge.machine import machine
 from obclip.export import Calibration, export_bundle
 
 from ..checkpoints import make_checkpoint, make_tiny_decoder
-from .report import summary, table
+from .report import peaks, summary, table
 from .systems import SYSTEMS, System
 
 STEPS = 25
@@ -84,13 +84,16 @@ def latents_at(work: Path, checkpoint: str, k: int) -> Path:
     return path
 
 
+def result_file(work: Path, system: System, ks: list[int], number: int) -> Path:
+    name = "".join(c if c.isalnum() else "-" for c in system.key)
+    return work / "runs" / f"{name}.{'-'.join(map(str, ks))}.{number}.json"
+
+
 def run_one(work: Path, checkpoint: str, system: System, ks: list[int], peers: Path, number: int) -> dict[str, Any]:
     """One process, or its result if it ran already; `failed` with the last line of what it said, if it did."""
-    folder = work / "runs"
+    done = result_file(work, system, ks, number)
+    folder, name, stem = done.parent, done.name.partition(".")[0], done.stem
     folder.mkdir(exist_ok=True)
-    name = "".join(c if c.isalnum() else "-" for c in system.key)
-    stem = f"{name}.{'-'.join(map(str, ks))}.{number}"
-    done = folder / f"{stem}.json"
     if done.is_file():
         return dict(json.loads(done.read_text()))
     jobs = [{"k": k, "latents": str(latents_at(work, checkpoint, k)), "out": str(folder / f"{name}.{k}")} for k in ks]
@@ -129,7 +132,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[10, 5])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", help="systems whose name has this in it")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what DIR has")
     parser.add_argument("--calibration-prompts", type=int, default=4)
+    parser.add_argument("--memory", type=Path, help="what device_memory wrote, for the peaks in the results")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
@@ -139,11 +144,15 @@ def main() -> None:
     for k in asked.k:
         for number in range(asked.repeats):
             for system in chosen:
+                if asked.report and not result_file(asked.work, system, [k], number).is_file():
+                    continue
                 row = run_one(asked.work, asked.checkpoint, system, [k], asked.peers, number)
                 rows.append(row)
                 said = row.get("failed") or ", ".join(f"k {r['k']}: {r['seconds']:.2f} s" for r in row["runs"])
                 print(f"{number}  {system.key}: {said}", file=sys.stderr, flush=True)
     found = summary(rows, asked.work / "runs", machine() | {"checkpoint": asked.checkpoint})
+    if asked.memory:
+        found["peak_memory_bytes"] = peaks(json.loads(asked.memory.read_text())["rows"])
     print(table(found))
     if asked.json:
         atomic_write_bytes(asked.json, (json.dumps(found, indent=1) + "\n").encode())

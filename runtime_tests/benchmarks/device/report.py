@@ -94,6 +94,21 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def peaks(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """Of `device_memory`'s rows: the quickest way (its resident memory, and the part that is not mapped files), and the
+    run under the smallest limit."""
+    free = [row for row in rows if row["limit_bytes"] is None and "failed" not in row]
+    limited = [row for row in rows if row["limit_bytes"] is not None and "failed" not in row]
+    quickest = min(free, key=lambda row: row["seconds"])
+    least = min(limited, key=lambda row: row["limit_bytes"], default=None)
+    return {
+        "default": quickest["peak_bytes"],
+        "default_anonymous": max(p["anonymous"] for p in quickest["peaks"].values()),
+        "limited": None if least is None else least["peak_bytes"],
+        "limit": None if least is None else least["limit_bytes"],
+    }
+
+
 def table(found: dict[str, Any]) -> str:
     """Markdown: one table with the checkpoint's own decoder, one with the tiny one."""
     lines = []
