@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from runtime_tests.benchmarks.device.report import peaks, summary, table
 from runtime_tests.benchmarks.device.systems import EAGER, SYSTEMS
-from PIL import Image
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 OURS = next(s for s in SYSTEMS if s.ours and not s.tiny)

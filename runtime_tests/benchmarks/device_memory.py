@@ -170,6 +170,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.axvline(t[i], color="#555555", linewidth=0.6)
                 axes.text(t[i], axes.get_ylim()[1], f" {phases[i]}", va="top", fontsize=7)
         limit = "" if row["limit_bytes"] is None else f", under a limit of {row['limit_bytes'] / 1e6:.0f} MB"
+        if row["limit_bytes"] is not None and row["chosen"]["lean"]:
+            limit += f" ({row['chosen']['decoder']} decoder, lean)"
         axes.set_title(f"{row['way']}{limit}: {row['peak_bytes'] / 1e6:.0f} MB at most", fontsize=8, loc="left")
         axes.set_ylabel("MB", fontsize=7)
         axes.tick_params(labelsize=7)
