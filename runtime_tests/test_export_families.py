@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,26 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], Any, Any, str]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """A family's pipelines (diffusers', optimum's), its name, the source, and its bundle with device graphs."""
+    make, theirs, optimums, name = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("family")
+    source = make(folder)
+    export_bundle(source, folder / "bundle", targets=("cpu",))
+    return theirs, optimums, name, source, folder / "bundle"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(family: str, tmp_path: Path):
-    make, theirs, optimums, name = FAMILIES[family]
-    source = make(tmp_path)
-    targets = ("cpu",) if name == "sdxl" else ()  # of the others, test_device_graphs makes them
-    manifest = export_bundle(source, tmp_path / "bundle", weights="fp16", targets=targets)
+def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(exported):
+    theirs, optimums, name, source, bundle = exported
+    manifest = Manifest.read(bundle)
     assert manifest.family == name
-    assert {v.role for v in manifest.variants} == ({"time", "text", "full", "shallow"} if targets else set())
+    assert {v.role for v in manifest.variants} == {"time", "text", "full", "shallow"}
     for variant in manifest.variants:  # the graphs hold together without the exporter
-        ort.InferenceSession(tmp_path / "bundle" / variant.file, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(bundle / variant.file, providers=["CPUExecutionProvider"])
     pictures = []
-    for kind, folder in ((theirs, source), (optimums, tmp_path / "bundle")):
+    for kind, folder in ((theirs, source), (optimums, bundle)):
         pipeline = kind.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
         latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -91,30 +99,29 @@ def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(fami
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("targets", [(), ("cpu",)], ids=["whole", "device graphs"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_device_draws_what_diffusers_draws(family: str, targets: tuple[str, ...], tmp_path: Path):
-    """With guidance, through every step; latent consistency in one, for with more both add noise of their own."""
-    make, theirs, _, name = FAMILIES[family]
-    source = make(tmp_path)
-    export_bundle(source, tmp_path / "bundle", targets=targets)
+def test_the_device_draws_what_diffusers_draws(exported):
+    """By device graphs and by the whole graph, with guidance, through every step; latent consistency in one, for with
+    more both add noise of their own."""
+    theirs, _, name, source, folder = exported
     pipeline = theirs.from_pretrained(source)
     pipeline.set_progress_bar_config(disable=True)
     if name == "sdxl":
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    latents, steps = initial_noise(3, (4, 16, 16)), 1 if name == "lcm" else 6
+    noise, steps = initial_noise(3, (4, 16, 16)), 1 if name == "lcm" else 6
     wanted = pipeline(
-        "a woman cook", latents=torch.from_numpy(latents)[None].float(), num_inference_steps=steps, guidance_scale=3.5,
+        "a woman cook", latents=torch.from_numpy(noise)[None].float(), num_inference_steps=steps, guidance_scale=3.5,
         height=64, width=64, output_type="np",
     ).images[0]  # fmt: skip
-    bundle = Bundle.open(tmp_path / "bundle")
-    schedule = bundle.schedule("lcm" if name == "lcm" else "ddim", steps)
-    guide, x = Guidance(bundle.encode("a woman cook"), bundle.encode(""), 3.5), first_latents(schedule, 3, (4, 16, 16))
-    for _, latents, _ in denoise(bundle, schedule, guide, x, 0, 3):
-        x = latents
-    sample = bundle._decode(x / np.float32(bundle.manifest.latent_scale))  # not yet rounded to bytes
     assert wanted.std() > 0.01
-    assert psnr_db(np.asarray(wanted, np.float64), (sample.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1)) > 60
+    graphs = Bundle.open(folder)
+    for bundle in (graphs, Bundle(folder, replace(graphs.manifest, variants=()), graphs.options)):
+        schedule = bundle.schedule("lcm" if name == "lcm" else "ddim", steps)
+        guide = Guidance(bundle.encode("a woman cook"), bundle.encode(""), 3.5)
+        x = first_latents(schedule, 3, (4, 16, 16))
+        for _, latents, _ in denoise(bundle, schedule, guide, x, 0, 3):
+            x = latents
+        sample = bundle._decode(x / np.float32(bundle.manifest.latent_scale))  # not yet rounded to bytes
+        assert psnr_db(np.asarray(wanted, np.float64), (sample.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1)) > 60
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> Callable[[], None]:
