@@ -145,14 +145,27 @@ def test_a_provider_that_leaves_nodes_to_another_is_named(saved, bundle_folder: 
     assert any("OtherProvider 1" in note for note in told)
 
 
+HELD_AT_A_PREVIEW = """
+import signal
+from obclip.edge import preview
+from obclip.edge.cli import main
+
+def save_and_wait(*written):
+    save_png(*written)
+    signal.sigtimedwait([], 60)
+
+save_png, preview.save_png = preview.save_png, save_and_wait
+main()
+"""
+
+
 def test_an_interrupted_finish_leaves_nothing_but_the_preview(
     saved, bundle_folder: Path, tmp_path: Path, cloud_url: str
 ):
     out, shown, kept = tmp_path / "a.png", tmp_path / "p.png", tmp_path / "l"
-    words = f"--cloud {cloud_url} --steps 100 --handoff 1 --seed 1 --bundle".split()
+    words = f"--cloud {cloud_url} --steps 10 --handoff 1 --seed 1 --bundle".split()
     paths = [str(bundle_folder), "--out", str(out), "--preview", str(shown), "--save-latents", str(kept)]
-    start = "from obclip.edge.cli import main; main()"
-    command = [sys.executable, "-c", start, "generate", PROMPT, *words, *paths]
+    command = [sys.executable, "-c", HELD_AT_A_PREVIEW, "generate", PROMPT, *words, *paths]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 60
     while not shown.exists() and process.poll() is None and time.monotonic() < limit:

@@ -15,14 +15,13 @@ import pytest
 from tiny import make_sd_folder
 
 from obclip.core.errors import BundleError, InputError, RunError
-from obclip.core.manifest import Manifest
+from obclip.core.manifest import Manifest, Variant
 from obclip.edge import Bundle
 from obclip.edge import choice as choice_module
 from obclip.edge import graph_cache as cache_module
 from obclip.edge.complete import first_latents
 from obclip.edge.providers import available_providers, find
-from obclip.edge.providers.base import Opening
-from obclip.edge.sessions import SessionOptions
+from obclip.edge.providers.base import Opening, Provider
 from obclip.export import Calibration, export_bundle
 from obclip.export.verify import psnr_db
 
@@ -151,13 +150,14 @@ def test_auto_measures_once_and_remembers(both: Path, monkeypatch: pytest.Monkey
     seconds = {"cpu": {"fp32": 3.0, "int8": 2.0}, "openvino": {"fp32": 2.5, "bf16": 1.5, "int8": 1.0}}
     asked: list[tuple[str, str]] = []
 
-    def measured(folder: Path, variant: Any, provider: Any, options: SessionOptions) -> float:
-        asked.append((provider.name, options.precision))
-        if (provider.name, options.precision) == ("openvino", "int8"):
+    def measured(path: Path, variant: Variant, provider: Provider, opening: Opening, runs: int) -> float:
+        precision = variant.precision if variant.precision != "fp32" else opening.arithmetic
+        asked.append((provider.name, precision))
+        if (provider.name, precision) == ("openvino", "int8"):
             raise BundleError("no such kernel")
-        return seconds[provider.name][options.precision]
+        return seconds[provider.name][precision]
 
-    monkeypatch.setattr(choice_module, "_time", measured)
+    monkeypatch.setattr(choice_module, "time_pass", measured)
     bundle = Bundle.open(both, provider="auto")
     has_bf16 = "bf16" in find("openvino").arithmetics()
     best = ("openvino", "bf16") if has_bf16 else ("cpu", "int8")
