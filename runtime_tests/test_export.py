@@ -10,17 +10,21 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny import make_sd_folder
 from transformers import CLIPTokenizer
 
 import obclip.export.bundle as bundle_module
+import obclip.export.completion as completion_module
 from obclip.core.errors import BundleError, InputError, ModelMissingError, VerificationError
 from obclip.core.manifest import Manifest
+from obclip.core.noise import initial_noise
 from obclip.edge import Bundle
 from obclip.export import export_bundle
 from obclip.export.components import Shapes, load_part
 from obclip.export.onnx_export import export_onnx
-from obclip.export.verify import check, reference, verify_part
+from obclip.export.verify import check, psnr_db, reference, verify_part
 
 LAYOUT = {
     "text_encoder": (["input_ids"], ["last_hidden_state", "pooler_output"]),
@@ -28,6 +32,7 @@ LAYOUT = {
     "vae_decoder": (["latent_sample"], ["sample"]),
     "vae_encoder": (["sample"], ["latent_sample"]),
 }
+COMPLETED = "a photograph of a woman cooking"
 SHAPES = Shapes(channels=4, height=16, width=16, tokens=32, text_width=32, downscale=4)
 
 
@@ -189,6 +194,40 @@ def test_only_the_components_asked_for_are_written(small_folder: Path, tmp_path:
     assert (alone.preview, [c.name for c in alone.components]) == (None, ["unet"])
     with pytest.raises(BundleError, match="no vae_decoder"):
         Bundle.open(tmp_path / "c").decode(np.zeros((4, 16, 16), np.float32))
+
+
+def test_the_whole_completion_is_what_diffusers_completes(small_folder: Path, tmp_path: Path):
+    """Our PyTorch side of the comparison beside diffusers' own pipeline, whose steps are not ours."""
+    seen: list[np.ndarray] = []
+    completion = export_bundle(small_folder, tmp_path / "b").completion
+    assert completion is not None
+    assert (completion["steps"], completion["size"]) == ("2..5 of 6", [32, 32])
+    pipeline = StableDiffusionPipeline.from_pretrained(small_folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    unit = torch.from_numpy(initial_noise(completion["seed"], (4, 8, 8)))[None].float()
+    with torch.no_grad():
+        pipeline.scheduler.set_timesteps(6)
+        text, negative = pipeline.encode_prompt(COMPLETED, "cpu", 1, True)
+        x = unit
+        for t in pipeline.scheduler.timesteps[2:]:
+            a, b = (pipeline.unet(x, t, states, return_dict=False)[0] for states in (text, negative))
+            x = pipeline.scheduler.step(b + 7.5 * (a - b), t, x, return_dict=False)[0]
+        wanted = pipeline.vae.decode(x / pipeline.vae.config.scaling_factor, return_dict=False)[0].numpy()
+    real = completion_module.psnr_db
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(completion_module, "psnr_db", lambda a, b: seen.extend((a, b)) or real(a, b))
+        export_bundle(small_folder, tmp_path / "again")
+    assert psnr_db(wanted, seen[0]) > 60
+    assert psnr_db(wanted, seen[1]) > 60
+    assert completion["psnr_db"] == round(real(seen[0], seen[1]), 2)
+
+
+def test_a_completion_below_its_floor_is_not_kept(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(completion_module, "FLOORS_DB", {"fp32": 1000.0})
+    with pytest.raises(VerificationError, match=r"whole completion: \d+.* dB"):
+        export_bundle(small_folder, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("components", [(), ("unet", "eyes"), ("unet", "vae_encoder")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -224,7 +225,27 @@ def test_a_bundle_that_cannot_be_written_to_is_cached_elsewhere(
         tmp_path / "bundle", Manifest.read(both), "unet/cpu_int8_full.onnx", find("cpu"), Opening()
     )
     assert place is not None
-    assert place.parent == tmp_path / "cache" / "graphs"
+    assert place.parent.parent == tmp_path / "cache" / "graphs"
+
+
+def test_what_was_not_used_for_longest_makes_room(both: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    manifest = Manifest.read(both)
+    own = sum(f.bytes for f in manifest.files)
+    for age, name in enumerate(["newest", "older", "oldest"]):
+        folder = tmp_path / ".cache" / name
+        folder.mkdir(parents=True)
+        (folder / "graph").write_bytes(b"0" * own)
+        os.utime(folder, (1000 - age, 1000 - age))
+    monkeypatch.setattr(cache_module, "LARGE_BYTES", 0)
+    settings = ("unet/cpu_int8_full.onnx", find("cpu"), Opening())
+    place = cache_module.cache_folder(tmp_path, manifest, *settings)
+    assert place is not None
+    assert {p.name for p in (tmp_path / ".cache").iterdir()} == {"newest", "older"}
+    place.mkdir()
+    os.utime(place, (1, 1))
+    assert cache_module.cache_folder(tmp_path, manifest, *settings) == place
+    assert cache_module.trim(tmp_path / ".cache", 2 * own - 1) == [tmp_path / ".cache" / "older"]
+    assert place.exists()  # used just now
 
 
 def test_strict_refuses_what_would_run_elsewhere(both: Path):

@@ -66,7 +66,8 @@ class Manifest:
     family: "sd" (Stable Diffusion 1.x), "lcm" (its latent consistency models) or "sdxl" (two text encoders, added
     conditions). Of SDXL: pad_token_id_2 is the second tokenizer's, zero_empty_prompt says that an empty negative prompt
     is zeros rather than encoded. preview: `map`, [3][latent_channels + 1], from clean latents and 1 to red, green and
-    blue in -1..1; `explains`, the share of the decoder's pictures' variance that it gets right.
+    blue in -1..1; `explains`, the share of the decoder's pictures' variance that it gets right. completion: of the
+    whole from a middle step to the picture, in the bundle's base precision, against PyTorch (obclip.export.completion).
     """
 
     source: str
@@ -90,6 +91,7 @@ class Manifest:
     pad_token_id_2: int | None = None
     zero_empty_prompt: bool = False
     preview: dict[str, Any] | None = None
+    completion: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def component(self, name: str) -> Component:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,25 +16,50 @@ from obclip.edge.machine import processor
 from obclip.edge.providers.base import Opening, Provider
 
 LARGE_BYTES = 50_000_000  # below that, optimising takes less time than a cached file would save
+KEPT_SHARE = 2.0  # of the bundle's own bytes; one way of running it takes about its own size once
 _FOLDER = ".cache"
 
 
 def cache_folder(bundle: Path, manifest: Manifest, file: str, provider: Provider, opening: Opening) -> Path | None:
     """A folder for one graph, by digest, provider, versions, machine and settings; None for a small graph, or where
-    no place can be written to."""
+    no place can be written to. For one that is new, the least recently used ones beyond KEPT_SHARE are removed."""
     part = Path(file).parent.as_posix()
     entries = [f for f in manifest.files if f.path == file or f.path.startswith(f"{part}/{Path(file).stem}.")]
     shared = [f for f in manifest.files if f.path.startswith(f"{part}/") and f.path.endswith("_data")]
     if sum(f.bytes for f in {*entries, *shared}) < LARGE_BYTES:
         return None
-    root = _root(bundle)
+    root = _root(bundle, manifest)
     if root is None:
         return None
     settings = {k: v for k, v in asdict(opening).items() if k != "cache"}
     digests = sorted((f.path, f.sha256) for f in {*entries, *shared})
     made_of = [digests, provider.full_name, settings, processor(), *versions()]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
-    return root / f"{Path(file).stem}-{key}"
+    folder = root / f"{Path(file).stem}-{key}"
+    try:
+        os.utime(folder)
+    except OSError:
+        trim(root, int(KEPT_SHARE * sum(f.bytes for f in manifest.files)))
+    return folder
+
+
+def trim(root: Path, limit_bytes: int) -> list[Path]:
+    """Removes the least recently used folders of `root` until the rest takes at most `limit_bytes`; what was removed.
+
+    One that another process holds open stays, where the system does not let go of it.
+    """
+    total, removed = 0, []
+    try:
+        dated = sorted(((p.stat().st_mtime_ns, p) for p in root.iterdir() if p.is_dir()), reverse=True)
+        sizes = [sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for _, p in dated]
+    except OSError:  # another process is at it
+        return []
+    for (_, folder), size in zip(dated, sizes, strict=True):
+        total += size
+        if total > limit_bytes:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
 
 
 def user_cache() -> Path:
@@ -43,8 +69,9 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "obclip"
 
 
-def _root(bundle: Path) -> Path | None:
-    for place in (bundle / _FOLDER, user_cache() / "graphs"):
+def _root(bundle: Path, manifest: Manifest) -> Path | None:
+    whole = hashlib.sha256(json.dumps(sorted((f.path, f.sha256) for f in manifest.files)).encode()).hexdigest()[:24]
+    for place in (bundle / _FOLDER, user_cache() / "graphs" / whole):
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError:

@@ -21,6 +21,7 @@ from obclip.core.files import check_replaceable
 from obclip.core.manifest import NAME as MANIFEST
 from obclip.core.manifest import Component, Manifest, Variant, list_files
 from obclip.core.schedule_config import ScheduleConfig
+from obclip.export.completion import NEEDED, verify_completion
 from obclip.export.components import load_part, load_tiny_decoder
 from obclip.export.graphs import export_device_graphs
 from obclip.export.onnx_export import EXTERNAL_ABOVE_BYTES, OPSET, export_onnx
@@ -132,10 +133,11 @@ def _export_all(
         if record is not None:
             report(name, "done before", 0.0)
         records.append(record or _export_one(name, source, shapes, partial, options, report))
+    scale = float(source.config("vae").get("scaling_factor", 1.0))
     if options.calibration is not None:
         wanted = Wanted(options.precisions, options.targets or ("any",), options.external_above_bytes)
-        scale = float(source.config("vae").get("scaling_factor", 1.0))
         records = add_precisions(partial, records, wanted, options.calibration, shapes, scale, report)
+    completion = _check_completion(building, records, source, schedule, shapes, options, report)
     unet = next((r.component.verification for r in records if r.component.name == "unet"), {})
     manifest = Manifest(
         source=source.label,
@@ -146,7 +148,7 @@ def _export_all(
         width=shapes.width * shapes.downscale,
         latent_channels=shapes.channels,
         latent_downscale=shapes.downscale,
-        latent_scale=float(source.config("vae").get("scaling_factor", 1.0)),
+        latent_scale=scale,
         max_tokens=shapes.tokens,
         pad_token_id=tokenizers[0][1],
         prediction_type=schedule.prediction_type,
@@ -158,6 +160,7 @@ def _export_all(
         variants=tuple(v for r in records for v in r.variants),
         pad_token_id_2=tokenizers[1][1] if len(tokenizers) > 1 else None,
         preview=_fit_preview(building, records, shapes, source),
+        completion=completion,
         zero_empty_prompt=source.family == "sdxl" and bool(source.index.get("force_zeros_for_empty_prompt", True)),
     )
     manifest.write(building)
@@ -200,6 +203,22 @@ def _export_one(
         name, f"{name}/model.onnx", options.weights, OPSET, _io(graph.input), _io(graph.output), verification
     )
     return partial.finish(name, component, variants)
+
+
+def _check_completion(
+    building: Path, records: Sequence[Record], source: Source, schedule: ScheduleConfig, shapes: Shapes,
+    options: _Options, report: Progress,
+) -> dict[str, Any] | None:  # fmt: skip
+    """None where a part of it is not in the bundle."""
+    if set(NEEDED) - {r.component.name for r in records}:
+        return None
+    started = time.perf_counter()
+    found = verify_completion(
+        building, lambda name: load_part(name, source.folder, source.index, shapes), schedule, shapes,
+        float(source.config("vae").get("scaling_factor", 1.0)), options.weights, options.min_psnr_db,
+    )  # fmt: skip
+    report("completion", f"verified, {found['psnr_db']:.1f} dB", time.perf_counter() - started)
+    return found
 
 
 def _tiny_decoder(source: Path, shapes: Shapes, latent_scale: float, folder: Path, options: _Options) -> Variant:

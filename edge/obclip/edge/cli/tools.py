@@ -185,7 +185,8 @@ def inspect(
 
 
 def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
-    sizes = {f.path: f.bytes for f in manifest.files}
+    files = {f.path: f.bytes for f in manifest.files}
+    sizes = {path: size + files.get(f"{path}_data", 0) for path, size in files.items()}
     if as_json:
         parts: list[dict[str, Any]] = [
             {"name": c.name, "precision": c.precision, "opset": c.opset, "bytes": sizes[c.file], **c.verification}
@@ -201,6 +202,7 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
                 "bundle": str(path),
                 "source": manifest.source,
                 "conditioning": manifest.conditioning,
+                "completion": manifest.completion,
                 "components": parts,
                 "variants": variants,
             }
@@ -224,6 +226,12 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
     out.print(
         f"{manifest.width}x{manifest.height} px; response to text, relative to PyTorch: {manifest.conditioning:.4f}"
     )
+    if (whole := manifest.completion) is not None:
+        size = "x".join(map(str, whole["size"]))
+        out.print(
+            f"whole completion, steps {whole['steps']}, {size} px: {whole['psnr_db']:.1f} dB to PyTorch, "
+            f"floor {whole['floor_db']:.0f}"
+        )
 
 
 def doctor(as_json: Json = False) -> None:

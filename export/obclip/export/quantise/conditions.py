@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,24 @@ from tokenizers import Tokenizer
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.export.quantise.graph import Feed, run, session
 
+Encoder = Callable[[str, Sequence[NDArray[np.int64]]], list[Feed]]
 
-def encode(bundle: Path, prompts: Sequence[str], size: tuple[int, int], guidance: float) -> dict[str, Feed]:
+
+def encode(
+    bundle: Path, prompts: Sequence[str], size: tuple[int, int], guidance: float, encoder: Encoder | None = None
+) -> dict[str, Feed]:
     """prompt -> what the UNet takes beside latents and step. size: height and width of the picture, pixels.
 
-    bundle: a folder with `text_encoder/model.onnx` (SDXL: `text_encoder_2/` too) and tokenizers. ModelMissingError if
-    it is incomplete; prompts that are too long are cut.
+    bundle: a folder with `text_encoder/model.onnx` (SDXL: `text_encoder_2/` too) and tokenizers. encoder(part, ids of
+    each prompt): by default the bundle's own graphs. ModelMissingError if the bundle is incomplete; prompts that are
+    too long are cut.
     """
     config = _json(bundle / "unet" / "config.json")
     parts = [p for p in ("text_encoder", "text_encoder_2") if (bundle / p / "model.onnx").is_file()]
     if not parts:
         raise ModelMissingError(f"{bundle} has no text_encoder/model.onnx; export it before anything is calibrated")
-    outputs = [_hidden(bundle, part, prompts) for part in parts]
+    read = encoder or partial(_hidden, bundle)
+    outputs = [read(part, _token_ids(bundle, part, prompts)) for part in parts]
     found = {}
     for i, prompt in enumerate(prompts):
         one = [output[i] for output in outputs]
@@ -49,17 +56,22 @@ def guidance_embedding(scale: float, width: int) -> NDArray[np.float32]:
     return values[None].astype(np.float32)
 
 
-def _hidden(bundle: Path, part: str, prompts: Sequence[str]) -> list[Feed]:
-    tokenizer, limit, pad = _tokenizer(bundle, part.replace("text_encoder", "tokenizer"))
+def _hidden(bundle: Path, part: str, ids: Sequence[NDArray[np.int64]]) -> list[Feed]:
     sess = session(bundle / part / "model.onnx")
+    found = [run(sess, {"input_ids": row}) for row in ids]
+    del sess
+    gc.collect()
+    return found
+
+
+def _token_ids(bundle: Path, part: str, prompts: Sequence[str]) -> list[NDArray[np.int64]]:
+    tokenizer, limit, pad = _tokenizer(bundle, part.replace("text_encoder", "tokenizer"))
     found = []
     for prompt in prompts:
         ids = tokenizer.encode(prompt).ids
         if len(ids) > limit:
             ids = [*ids[: limit - 1], ids[-1]]
-        found.append(run(sess, {"input_ids": np.array([ids + [pad] * (limit - len(ids))], np.int64)}))
-    del sess
-    gc.collect()
+        found.append(np.array([ids + [pad] * (limit - len(ids))], np.int64))
     return found
 
 
