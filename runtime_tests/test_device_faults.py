@@ -1,4 +1,4 @@
-"""The benchmark of the device's faults: those that export nothing (test_export_families has these), and complaints that do come."""
+"""The device's faults that export nothing (for the others see test_export_families), and complaints that do come."""
 
 from __future__ import annotations
 
