@@ -15,9 +15,10 @@ from PIL import Image
 
 from obclip.core.errors import CloudMismatchError, InputError, PrivacyError
 from obclip.core.pairs import load_pair
+from obclip.core.wire import Response
 from obclip.edge import Bundle, Client, Options, candidate_set, generate, load_policy
-from obclip.edge.complete import Guidance, denoise
-from obclip.edge.generate import prepare
+from obclip.edge.complete import Guidance, denoise, first_latents
+from obclip.edge.generate import finish, prepare, ready
 
 PROMPT = "noto style emoji of an older woman with dark skin tone"
 
@@ -128,7 +129,9 @@ def test_the_device_reads_the_users_own_words(bundle: Bundle, cloud_url: str):
         ("a woman", {"guidance": float("nan")}, InputError, "guidance"),
         ("a woman", {"solver": "heun"}, InputError, "heun"),
         ("a woman", {"pair": "sd14"}, CloudMismatchError, "bundle"),
-        ("a woman", {"pair": "lcm-sdxl"}, InputError, "shifts"),
+        ("a woman", {"pair": "lcm-sdxl"}, CloudMismatchError, "bundle"),
+        ("a woman", {"mode": "open"}, InputError, "oblivious, hybrid, server, device"),
+        ("a woman", {"mode": "server", "handoff": 3}, InputError, "leave handoff out"),
     ],
 )
 def test_nothing_is_sent_for_what_the_device_refuses(bundle: Bundle, prompt: str, settings: dict, error, word: str):
@@ -138,6 +141,62 @@ def test_nothing_is_sent_for_what_the_device_refuses(bundle: Bundle, prompt: str
     client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(unreachable))
     with client, pytest.raises(error, match=word):
         generate(prompt, bundle=bundle, client=client, **settings)
+
+
+@pytest.mark.parametrize(("mode", "cloud_steps"), [("hybrid", 3), ("server", 8)])
+def test_modes_that_hide_nothing_send_the_prompt_alone(bundle: Bundle, cloud_url: str, mode: str, cloud_steps: int):
+    recorder = Recorder()
+    handoff = {"handoff": 3} if mode == "hybrid" else {}
+    with Client(cloud_url, transport=recorder) as client:
+        result = generate(PROMPT, bundle=bundle, client=client, seed=3, steps=8, mode=mode, **handoff)
+    sent = json.loads(recorder.sent[-1][3])
+    assert (sent["candidates"], sent["handoff"], sent["steps"]) == ([PROMPT], cloud_steps, 8)
+    guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), load_pair("emoji").guidance)
+    x = result.response.latents[0].astype(np.float32)
+    for _, latents, _ in denoise(bundle, result.job.schedule, guide, x, cloud_steps, 3, None, result.job.saving):
+        x = latents
+    np.testing.assert_array_equal(result.image, bundle.decode(x))
+    assert (result.metadata()["mode"], result.metadata()["handoff"]) == (mode, cloud_steps)
+
+
+def test_the_device_alone_asks_nobody(bundle: Bundle, monkeypatch: pytest.MonkeyPatch):
+    def connect(*_: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    result = generate(PROMPT, bundle=bundle, seed=3, steps=6, mode="device")
+    guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), load_pair("emoji").guidance)
+    schedule = bundle.schedule("dpm++2m", 6)
+    x = first_latents(schedule, 3, (4, 16, 16))
+    for _, latents, _ in denoise(bundle, schedule, guide, x, 0, 3):
+        x = latents
+    np.testing.assert_array_equal(result.image, bundle.decode(x))
+    assert (result.metadata()["handoff"], result.metadata()["cloud_model"]) == (0, None)
+    with pytest.raises(InputError, match="client"):
+        generate(PROMPT, bundle=bundle, seed=3)
+    with pytest.raises(InputError, match="no cloud sends latents"):
+        generate(PROMPT, bundle=bundle, seed=3, mode="device", save_latents=Path("x"))
+
+
+def test_a_device_with_steps_of_its_own_goes_on_at_k_plus_the_shift(bundle: Bundle):
+    """A cloud of 4 steps, 2 taken; the device's 12 steps from the 6th on, which is as far."""
+    pair = replace(load_pair("emoji"), steps=4, handoff=2, device_steps=12, device_solver="ddim", timestep_shift=4)
+    job = prepare(PROMPT, bundle, pair=pair, seed=1)
+    assert (job.request.steps, job.request.handoff, job.start) == (4, 2, 6)
+    assert (job.device_schedule.solver, job.device_schedule.steps) == ("ddim", 12)
+    assert job.schedule.alphas[2] == pytest.approx(job.device_schedule.alphas[6], abs=0.02)
+    x = np.random.default_rng(0).standard_normal((30, 4, 16, 16)).astype(np.float16)
+    answer = Response(x, None, step=2, schedule=job.schedule.digest, model="m" * 64)
+    done: list[int] = []
+    image = finish(job, bundle, answer, ready(job, bundle), {}, lambda phase, n, of: done.append(n))
+    assert done == [1, 2, 3, 4, 5, 6]
+    guide = Guidance(bundle.encode(PROMPT), bundle.encode(""), pair.guidance)
+    latents = x[job.candidates.index].astype(np.float32)
+    for _, after, _ in denoise(bundle, bundle.schedule("ddim", 12), guide, latents, 6, 1, None, job.saving):
+        latents = after
+    np.testing.assert_array_equal(image, bundle.decode(latents))
+    with pytest.raises(InputError, match="the device has 12 steps"):
+        prepare(PROMPT, bundle, pair=replace(pair, steps=20), handoff=9, seed=1)
 
 
 def test_a_public_prompt_goes_out_when_allowed(bundle: Bundle):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from obclip.core.errors import CloudUnreachableError, ModelMissingError
+from obclip.core.errors import CloudUnreachableError, ModelMissingError, RunError
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Guidance, denoise, first_latents
@@ -91,11 +91,13 @@ def run_demo(
     whole = replace(first.request, handoff=first.schedule.steps)
     server = client.denoise(whole, first.schedule, first.pair.latent_shape)
     result = generate(prompt, bundle=bundle, client=client, seed=first.request.seed, want_x0=True, progress=progress)
-    job, index = result.job, result.job.candidates.index
+    job, index, response = result.job, result.job.candidates.index, result.response
+    if response is None:
+        raise RunError("no cloud was asked, so there are no candidates to show")
     server_only = bundle.decode(server.latents[index].astype(np.float32))
     progress("device", 0, job.schedule.steps)
     device_only = device_picture(job, bundle)
-    estimates = result.response.x0 if result.response.x0 is not None else result.response.latents
+    estimates = response.x0 if response.x0 is not None else response.latents
     cells = []
     for i, (text, latents) in enumerate(zip(job.candidates.prompts, estimates, strict=True)):
         taken = "taken: " if i == index else ""

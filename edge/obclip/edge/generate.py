@@ -1,4 +1,5 @@
-"""One private picture: candidates out, all latents back, one kept, the rest of the steps here.
+"""One private picture: candidates out, all latents back, one kept, the rest of the steps here. And the ways without
+candidates (obclip.edge.modes) that it is compared with.
 
 Everything that can be checked on the device is checked before anything is sent; nothing is sent after extraction.
 """
@@ -23,8 +24,9 @@ from obclip.core.wire import Request, Response
 from obclip.edge.audit import AuditModel
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
-from obclip.edge.complete import Guidance, denoise
+from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.edge.image import save_png
+from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, SERVER, check_mode, in_the_clear
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
 from obclip.edge.received import Received, differences
@@ -39,7 +41,8 @@ class Job:
     """A prompt made ready to send: settings, candidate set and the request, whose bytes do not tell the index.
 
     prompt: the user's own words, which the device goes on with. warnings: what the user asked to be told. saving: what
-    the device's steps leave out.
+    the device's steps leave out. schedule: the cloud's; device_schedule: the device's, which goes on from step `start`
+    of it. mode: of obclip.edge.modes; with "device" the request is not sent.
     """
 
     prompt: str
@@ -47,17 +50,25 @@ class Job:
     candidates: CandidateSet
     request: Request
     schedule: Schedule
+    device_schedule: Schedule
+    start: int
     warnings: tuple[str, ...] = ()
     saving: Saving = PLAIN
+    mode: str = OBLIVIOUS
+
+    @property
+    def cloud_steps(self) -> int:
+        return 0 if self.mode == DEVICE else self.request.handoff
 
 
 @dataclass(frozen=True)
 class Result:
-    """image: uint8 [H, W, 3]. timings_s: seconds per phase. response: all N latents, as they came."""
+    """image: uint8 [H, W, 3]. timings_s: seconds per phase. response: all N latents, as they came; None of mode
+    "device"."""
 
     image: NDArray[np.uint8]
     job: Job
-    response: Response
+    response: Response | None
     timings_s: dict[str, float]
 
     @property
@@ -71,12 +82,13 @@ class Result:
             "obclip": version("obclip"),
             "pair": self.job.pair.name,
             "seed": r.seed,
+            "mode": self.job.mode,
             "steps": r.steps,
-            "handoff": r.handoff,
+            "handoff": self.job.cloud_steps,
             "guidance": r.guidance,
             "solver": r.solver,
             "device_steps": str(self.job.saving),
-            "cloud_model": self.response.model,
+            "cloud_model": None if self.response is None else self.response.model,
         }
         return values | ({"prompt": self.job.prompt, "negative_prompt": r.negative_prompt} if with_prompt else {})
 
@@ -102,8 +114,12 @@ def prepare(
     options: Options | None = None,
     warn_below: float | None = None,
     saving: Saving | None = None,
+    mode: str = OBLIVIOUS,
 ) -> Job:
     """Everything before the first byte is sent. InputError, PrivacyError or CloudMismatchError if it should not be.
+
+    mode: "oblivious"; or one that hides nothing: "hybrid" (the prompt itself instead of candidates), "server" (all
+    steps in the cloud); or "device" (none).
 
     allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is. options: marks, spans
     let through, and the like. warn_below: warn if the prompt's other words leave fewer candidates than this to choose
@@ -111,25 +127,30 @@ def prepare(
     do no harm on the pair.
     """
     pair = load_pair(pair) if isinstance(pair, str) else pair
-    if pair.timestep_shift:
-        raise InputError(
-            f"the pair {pair.name} shifts the device's steps by {pair.timestep_shift}, which this version cannot finish"
-        )
-    rules = load_policy(policy or pair.policy)
-    candidates = candidate_set(prompt, rules, options)
-    prompt = unmark(protect(prompt, options.protect if options else ()))
-    if not (candidates.attributes or allow_public):
-        raise PrivacyError("nothing in this prompt is hidden, so the cloud would read it as it is; allow it if it may")
-    check_negative(negative_prompt, rules, options)
+    if check_mode(mode) == OBLIVIOUS:
+        rules = load_policy(policy or pair.policy)
+        candidates = candidate_set(prompt, rules, options)
+        prompt = unmark(protect(prompt, options.protect if options else ()))
+        if not (candidates.attributes or allow_public):
+            raise PrivacyError(
+                "nothing in this prompt is hidden, so the cloud would read it as it is; allow it if it may"
+            )
+        check_negative(negative_prompt, rules, options)
+    else:
+        prompt = unmark(prompt)
+        candidates = in_the_clear(prompt)
     if bundle.latent_shape != pair.latent_shape:
         raise CloudMismatchError(
             f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
             "use the bundle that was exported for this pair"
         )
-    schedule = bundle.schedule(solver or pair.solver, steps if steps is not None else pair.steps)
-    k = handoff if handoff is not None else min(pair.handoff, schedule.steps)
-    if not 1 <= k <= schedule.steps:
-        raise InputError(f"handoff is {k}; it must be from 1 to steps ({schedule.steps})")
+    schedule, device_schedule = _schedules(bundle, pair, mode, solver, steps)
+    k = _handoff(handoff, pair, schedule, mode)
+    start = {SERVER: device_schedule.steps, DEVICE: 0}.get(mode, k + pair.timestep_shift)
+    if start > device_schedule.steps:
+        raise InputError(
+            f"handoff is {k} and the pair's shift {pair.timestep_shift}: the device has {device_schedule.steps} steps"
+        )
     for text in (prompt, negative_prompt, *candidates.prompts):  # the whole set: the answer must not tell them apart
         bundle.tokenise(text)
     request = Request(
@@ -143,7 +164,7 @@ def prepare(
         handoff=k,
         guidance=float(guidance if guidance is not None else pair.guidance),
         solver=schedule.solver,
-        want_x0=want_x0 or pair.handoff_history,
+        want_x0=want_x0 or (pair.handoff_history and mode != SERVER),
     )
     return Job(
         prompt,
@@ -151,14 +172,41 @@ def prepare(
         candidates,
         request,
         schedule,
+        device_schedule,
+        start,
         _warnings(candidates, warn_below),
-        _saving(saving, pair, bundle),
+        _saving(saving, pair, bundle, mode),
+        mode,
     )
 
 
-def _saving(asked: Saving | None, pair: Pair, bundle: Bundle) -> Saving:
+def _schedules(
+    bundle: Bundle, pair: Pair, mode: str, solver: str | None, steps: int | None
+) -> tuple[Schedule, Schedule]:
+    """The cloud's and the device's. With mode "device" both are the device's, as the pair has it."""
+    own = bundle.schedule(pair.solver_on_device, pair.steps_on_device)
+    if mode == DEVICE:
+        own = bundle.schedule(solver or own.solver, steps if steps is not None else own.steps)
+        return own, own
+    cloud = bundle.schedule(solver or pair.solver, steps if steps is not None else pair.steps)
+    return cloud, cloud if pair.device_solver is None and pair.device_steps is None else own
+
+
+def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> int:
+    if mode in (SERVER, DEVICE):
+        if asked is not None:
+            raise InputError(f"with mode {mode} all steps run in one place; leave handoff out")
+        return schedule.steps
+    k = asked if asked is not None else min(pair.handoff, schedule.steps)
+    if not 1 <= k <= schedule.steps:
+        raise InputError(f"handoff is {k}; it must be from 1 to steps ({schedule.steps})")
+    return k
+
+
+def _saving(asked: Saving | None, pair: Pair, bundle: Bundle, mode: str) -> Saving:
     """InputError if cached steps are asked for and the bundle has no graphs for them."""
-    saving = default_saving(pair.name) if asked is None else asked
+    measured = default_saving(pair.name) if mode in (OBLIVIOUS, HYBRID) else PLAIN  # behind a cloud's steps
+    saving = measured if asked is None else asked
     if saving.every == 1 or bundle.variant("unet", "shallow") is not None:
         return saving
     if asked is not None:
@@ -182,7 +230,7 @@ def generate(
     prompt: str,
     *,
     bundle: Bundle,
-    client: Client,
+    client: Client | None = None,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     watch: Watch | None = None,
@@ -191,20 +239,33 @@ def generate(
 ) -> Result:
     """One picture of `prompt` through the cloud behind `client`, finished on this device.
 
-    settings: pair, policy, seed, negative_prompt, steps (T), handoff (k), guidance, solver, allow_public, as `prepare`
-    takes them; what is not given comes from the pair. progress(phase, done, of) is called as work proceeds.
-    warn(text) is called for each warning before anything is sent; an exception that it raises stops there.
-    watch(steps done, x0) is called behind each of the device's steps. save_latents: a file for what the cloud sent,
-    which `resume` takes, written before the device's steps begin.
+    client: not needed with mode "device". settings: pair, policy, seed, negative_prompt, steps (T), handoff (k),
+    guidance, solver, allow_public, mode, as `prepare` takes them; what is not given comes from the pair.
+    progress(phase, done, of) is called as work proceeds. warn(text) is called for each warning before anything is sent;
+    an exception that it raises stops there. watch(steps done, x0) is called behind each of the device's steps.
+    save_latents: a file for what the cloud sent, which `resume` takes, written before the device's steps begin.
 
     Errors: InputError, PrivacyError (refused, nothing sent), CloudError and its kinds, BundleError, RunError.
     """
     tell = progress or (lambda phase, done, of: None)
     timings: dict[str, float] = {}
+    here = settings.get("mode") == DEVICE
+    if here and save_latents is not None:
+        raise InputError("with mode device no cloud sends latents that could be saved")
+    if client is None and not here:
+        raise InputError("a client is needed to ask a cloud; only mode device does without")
     with _timed(timings, "prepare"):
         job = prepare(prompt, bundle, **settings)
         guide = ready(job, bundle)
     _warn_of((*job.warnings, *bundle.fallbacks()), warn)
+    response = _ask(job, client, timings, tell) if client is not None and not here else None
+    if save_latents is not None and response is not None:
+        Received(job.request, response).save(save_latents)
+    image = finish(job, bundle, response, guide, timings, tell, watch)
+    return Result(image, job, response, timings)
+
+
+def _ask(job: Job, client: Client, timings: dict[str, float], tell: Progress) -> Response:
     with _timed(timings, "handshake"):
         offered = client.check(job.pair, job.schedule, len(job.candidates.prompts))
     tell("cloud", 0, job.request.handoff)
@@ -213,10 +274,7 @@ def generate(
     if response.model != offered.model:
         raise CloudMismatchError("the cloud's answer names another model than its capabilities; nothing of it is used")
     tell("cloud", job.request.handoff, job.request.handoff)
-    if save_latents is not None:
-        Received(job.request, response).save(save_latents)
-    image = finish(job, bundle, response, guide, timings, tell, watch)
-    return Result(image, job, response, timings)
+    return response
 
 
 def resume(
@@ -256,7 +314,7 @@ def ready(job: Job, bundle: Bundle) -> Guidance:
     """Texts read, and models open."""
     guide = _guidance(job, bundle)
     bundle.end_phase("text_encoder", "text_encoder_2")
-    _open_models(bundle)
+    _open_models(bundle, has_steps=job.start < job.device_schedule.steps)
     return guide
 
 
@@ -269,22 +327,26 @@ def _warn_of(notes: tuple[str, ...], warn: Callable[[str], None] | None) -> None
 def finish(
     job: Job,
     bundle: Bundle,
-    response: Response,
+    response: Response | None,
     guide: Guidance,
     timings: dict[str, float],
     tell: Progress,
     watch: Watch | None = None,
 ) -> NDArray[np.uint8]:
-    """Extraction, the device's steps and decoding: no network from here on."""
-    k, steps = job.request.handoff, job.schedule.steps
-    x = response.latents[job.candidates.index].astype(np.float32)
+    """Extraction, the device's steps and decoding: no network from here on. response: None if no cloud was asked."""
+    schedule, start = job.device_schedule, job.start
     x0 = None
-    if job.pair.handoff_history and response.x0 is not None:
-        x0 = response.x0[job.candidates.index].astype(np.float32)
+    if response is None:
+        x = first_latents(schedule, job.request.seed, job.pair.latent_shape)
+    else:
+        x = response.latents[job.candidates.index].astype(np.float32)
+        if job.pair.handoff_history and response.x0 is not None:
+            x0 = response.x0[job.candidates.index].astype(np.float32)
     with _timed(timings, "device_steps"):
-        for done, latents, clean in denoise(bundle, job.schedule, guide, x, k, job.request.seed, x0, job.saving):
+        steps = denoise(bundle, schedule, guide, x, start, job.request.seed, x0, job.saving)
+        for done, latents, clean in steps if start < schedule.steps else ():
             x = latents
-            tell("device", done - k, steps - k)
+            tell("device", done - start, schedule.steps - start)
             if watch is not None:
                 watch(done, clean)
     bundle.end_phase("unet")
@@ -294,13 +356,14 @@ def finish(
     return picture
 
 
-def _open_models(bundle: Bundle) -> None:
+def _open_models(bundle: Bundle, has_steps: bool) -> None:
     """What the device's half needs, before the cloud is asked: a bundle that cannot be loaded costs it nothing.
 
     By phase only the UNet's passes are opened, and stay.
     """
-    bundle.session("unet", "full" if bundle.variant("unet", "full") is not None else "whole")
-    if not bundle.phased:
+    if has_steps:
+        bundle.session("unet", "full" if bundle.variant("unet", "full") is not None else "whole")
+    if not bundle.phased or not has_steps:
         bundle.session("vae_decoder", bundle.decoder_role)
 
 

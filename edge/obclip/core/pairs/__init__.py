@@ -15,6 +15,7 @@ from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.schedule import SOLVERS
 
 _EMBEDDED = "embedded:"
+_COUNTS = ("steps", "handoff", "height", "width", "latent_channels", "latent_downscale")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class ModelRef:
 class Pair:
     """steps: T; handoff: k; cache_from, skip_from: the paper's r and s; timestep_shift: its Δt.
 
-    handoff_history: whether the device continues from latents and x0 history or from latents alone.
+    handoff_history: whether the device continues from latents and x0 history or from latents alone. device_solver,
+    device_steps: of the device, by default the cloud's. It goes on at step k + Δt of its own steps, so that a cloud
+    of 8 steps can be followed by a device that takes 25 (the paper's LCM-SDXL).
     """
 
     name: str
@@ -50,16 +53,24 @@ class Pair:
     skip_from: int = 6
     timestep_shift: int = 0
     handoff_history: bool = False
+    device_solver: str | None = None
+    device_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise InputError(f"pair {self.name}: solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}")
-        for key in ("steps", "handoff", "height", "width", "latent_channels", "latent_downscale"):
-            value = getattr(self, key)
+        for solver in (self.solver, self.solver_on_device):
+            if solver not in SOLVERS:
+                raise InputError(f"pair {self.name}: solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+        counts = {key: getattr(self, key) for key in _COUNTS} | {"device_steps": self.steps_on_device}
+        for key, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"pair {self.name}: {key} is {value!r}; it must be a whole number, 1 or more")
         if not 1 <= self.handoff <= self.steps:
             raise InputError(f"pair {self.name}: handoff is {self.handoff}; it must be from 1 to steps ({self.steps})")
+        if not 0 <= self.timestep_shift <= self.steps_on_device - self.handoff:
+            raise InputError(
+                f"pair {self.name}: handoff and timestep_shift lead to step {self.handoff + self.timestep_shift}, "
+                f"the device has {self.steps_on_device}"
+            )
         if self.height % self.latent_downscale or self.width % self.latent_downscale:
             raise InputError(f"pair {self.name}: the size must be a multiple of {self.latent_downscale} px")
 
@@ -69,9 +80,20 @@ class Pair:
         return self.latent_channels, self.height // self.latent_downscale, self.width // self.latent_downscale
 
     @property
+    def solver_on_device(self) -> str:
+        return self.device_solver or self.solver
+
+    @property
+    def steps_on_device(self) -> int:
+        return self.steps if self.device_steps is None else self.device_steps
+
+    @property
     def digest(self) -> str:
         """SHA-256 over every setting but the name. Both sides must hold the same settings, in a file of any name."""
         settings = {k: v for k, v in asdict(self).items() if k != "name"}
+        for key in ("device_solver", "device_steps"):  # a pair without them is what it was before there were any
+            if settings[key] is None:
+                del settings[key]
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from obclip.core.errors import InputError
 from obclip.core.files import check_writable
 from obclip.core.pairs import load_pair
 from obclip.edge.bundle import Bundle
@@ -43,6 +44,7 @@ from obclip.edge.demo import PROMPT, local_cloud, run_demo
 from obclip.edge.generate import Result, resume
 from obclip.edge.generate import generate as generate_picture
 from obclip.edge.image import save_png
+from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, REVEALS, SERVER, check_mode
 from obclip.edge.oblivious import candidate_set, load_policy
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
@@ -82,6 +84,13 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     cloud: Annotated[str, typer.Option(help="Address of the cloud, https or loopback.")] = "http://127.0.0.1:8250",
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("obclip.png"),
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="oblivious; or what hides nothing: hybrid (the prompt alone), server (all steps there); or device (no "
+            "cloud)."
+        ),
+    ] = OBLIVIOUS,
     pair: PairName = "emoji",
     bundle: Annotated[str | None, typer.Option(help="A bundle folder, by default the pair's.")] = None,
     policy: PolicyName = None,
@@ -126,6 +135,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw one picture: the first steps in the cloud for every candidate, the rest here."""
+    check_mode(mode)
     settings = load_pair(pair)
     usual = default_saving(settings.name)
     saving = None
@@ -133,6 +143,10 @@ def generate(
         share = usual.guided_share if guided_share is None else guided_share
         saving = Saving(usual.every if whole_every is None else whole_every, share)
     options = make_options(allow, protect, tie, pad, hide)
+    if mode != OBLIVIOUS and (allow or protect or tie or pad or hide or warn_below is not None):
+        raise InputError(f"--mode {mode} makes no candidates; leave out what is said about them")
+    if mode in (HYBRID, SERVER):
+        _warn(f"mode {mode}: {REVEALS[mode]}")
     marked, history = mark(prompt, options.protect), history_path()
     for note in changed_marks(marked, history):
         _warn(note)
@@ -145,16 +159,20 @@ def generate(
     wanted: dict[str, Any] = dict(
         bundle=opened, pair=settings, policy=policy, seed=seed, negative_prompt=negative or None, steps=steps,
         handoff=handoff, guidance=guidance, solver=solver, allow_public=allow_public, options=options,
-        warn_below=warn_below, warn=_warn, saving=saving, watch=watch,
+        warn_below=warn_below, warn=_warn, saving=saving, watch=watch, mode=mode,
     )  # fmt: skip
     with progress(as_json) as tell:
         if from_latents is not None:
             result = resume(prompt, Received.load(from_latents), progress=tell, **wanted)
+        elif mode == DEVICE:
+            wanted["negative_prompt"] = negative
+            result = generate_picture(prompt, progress=tell, save_latents=save_latents, **wanted)
         else:
             with Client(cloud) as client:
                 wanted["negative_prompt"] = negative
                 result = generate_picture(prompt, client=client, progress=tell, save_latents=save_latents, **wanted)
-    remember_marks(marked, history)
+    if mode == OBLIVIOUS:
+        remember_marks(marked, history)
     result.save(out, with_prompt=save_prompt)
     _report(result, out, as_json, {})
 
@@ -171,7 +189,9 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
                 "image": str(out),
                 "seed": result.seed,
                 "candidates": len(result.job.candidates.prompts),
-                "handoff": result.job.request.handoff,
+                "mode": result.job.mode,
+                "reveals": REVEALS[result.job.mode],
+                "handoff": result.job.cloud_steps,
                 "steps": result.job.request.steps,
                 "device_steps": str(result.job.saving),
                 "timings_s": timings,
@@ -183,4 +203,5 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
     screen.print("  ".join(f"{name} {seconds:.2f} s" for name, seconds in timings.items()))
     for name, value in more.items():
         screen.print(f"{name}: {value}")
+    screen.print(f"mode {result.job.mode}: {REVEALS[result.job.mode]}")
     screen.print(f"device steps: {result.job.saving}\nseed: {result.seed}\nimage: {out}")
