@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
-.PHONY: demo test lint types unit platforms compat ray qnn peers clean
+.PHONY: demo test lint types unit platforms compat ray qnn peers crypto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
@@ -53,6 +53,11 @@ peers:
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -q "torch==2.13.0" "optimum-intel[openvino]==2.2.0" diffusers==0.39.0 accelerate
 	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peers/bin/python -m pip install --disable-pip-version-check -q stable-diffusion-cpp-python==0.4.7
 
+# What runtime_tests.benchmarks.crypto and table2 measure homomorphic encryption and two-party computation with.
+crypto:
+	$(PYTHON) -m venv .venv-crypto
+	.venv-crypto/bin/python -m pip install --disable-pip-version-check -q tenseal==0.3.18 spu==0.9.5 numpy==1.26.4
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
@@ -71,4 +76,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers out build dist
+	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers .venv-crypto out build dist
