@@ -1,0 +1,79 @@
+"""Pictures of a method: every candidate of every set as if it were the real prompt, one noise a set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from obclip.cloud.engine import execute
+from obclip.cloud.model import CloudModel
+from obclip.cloud.plan import Plan, build_plan
+from obclip.cloud.plans import Planner
+from obclip.core.pairs import Pair
+from obclip.core.wire import Request
+from obclip.edge.steps import PLAIN, default_saving
+
+from ..server_fidelity import request_for
+from .devices import Device, Images
+from .he_diffusion import encrypted_latents
+from .methods import DEVICE, HE, HYBRID, SANITIZED, SERVER, Method, policies_of
+from .observer import Sanitizers
+from .prompts import PromptSet
+
+SEED = 1000
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rows are drawn with."""
+
+    pair: Pair
+    model: CloudModel
+    planner: Planner
+    device: Device
+    sets: Sequence[PromptSet]
+
+
+def plan_for(setup: Setup, method: Method, request: Request) -> Plan:
+    policies = policies_of(method, setup.pair, setup.planner, setup.model.layered.depth)
+    if isinstance(policies, Planner):
+        return policies(request)
+    return build_plan(request, policies, ROWS, setup.model.guidance_distilled)
+
+
+def pictures(setup: Setup, method: Method, sanitizers: Sanitizers | None = None) -> list[Images]:
+    """uint8 [N, H, W, 3] for each set."""
+    return [_of_set(setup, method, one, SEED + i, sanitizers) for i, one in enumerate(setup.sets)]
+
+
+def _of_set(setup: Setup, method: Method, one: PromptSet, seed: int, sanitizers: Sanitizers | None) -> Images:
+    pair, device = setup.pair, setup.device
+    if method.kind == DEVICE:
+        return device.decode(device.complete(one.prompts, None, 0, seed, PLAIN))
+    if method.kind == SANITIZED:
+        assert sanitizers is not None
+        sent = [sanitizers.sanitize(method, prompt, seed + 7919 * i) for i, prompt in enumerate(one.prompts)]
+        names = sorted(set(sent))
+        drawn = device.decode(_latents(setup, method, names, pair.steps, seed))
+        return drawn[[names.index(text) for text in sent]]
+    if method.kind == HE:
+        return device.decode(
+            np.concatenate([encrypted_latents(setup.model, pair, p, seed) for p in one.prompts]).astype(np.float32)
+        )
+    if method.pictures == "server":
+        return device.decode(_latents(setup, method, one.prompts, pair.steps, seed))
+    assert method.k is not None
+    alone = method.kind == HYBRID
+    groups = [[p] for p in one.prompts] if alone else [list(one.prompts)]
+    latents = np.concatenate([_latents(setup, method, group, method.k, seed) for group in groups])
+    saving = default_saving(pair.name) if method.saving else PLAIN
+    return device.decode(device.complete(one.prompts, latents, method.k + pair.timestep_shift, seed, saving))
+
+
+def _latents(setup: Setup, method: Method, prompts: Sequence[str], k: int, seed: int) -> np.ndarray:
+    request = request_for(setup.pair, prompts, k, seed)
+    plan = plan_for(setup, Method("server", SERVER) if method.kind == SANITIZED else method, request)
+    return execute(plan, request, setup.model, setup.pair).latents.astype(np.float32)

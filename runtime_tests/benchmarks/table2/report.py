@@ -1,0 +1,202 @@
+"""The rows as Markdown, CSV and plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .costs import LINK_BITS_S
+
+Row = dict[str, Any]
+_DASH = "–"
+
+
+def value(row: Row, name: str) -> float | None:
+    """A metric's value, without its interval."""
+    found = row.get(name)
+    return found[0] if isinstance(found, list) else found
+
+
+def _interval(row: Row, name: str, digits: int = 3) -> str:
+    found = row.get(name)
+    if found is None:
+        return _DASH
+    if not isinstance(found, list):
+        return f"{found:.{digits}f}"
+    return f"{found[0]:.{digits}f} ({found[1]:.{digits}f}–{found[2]:.{digits}f})"
+
+
+def _number(found: float | None, form: str) -> str:
+    return _DASH if found is None else format(found, form)
+
+
+def _bytes(found: float | None) -> str:
+    if found is None:
+        return _DASH
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if found >= size:
+            return f"{found / size:.3g} {unit}"
+    return f"{found:.0f} B"
+
+
+def table2(rows: Sequence[Row], n: int, photographs: bool = False) -> str:
+    """One N's rows in Markdown."""
+    middle = ("FID", "IS", "CLIP") if photographs else ("Fréchet",)
+    heads = ("method", "attributes shown", "worst candidate", *middle, "distance to server", "cloud TMAC", "+ device",
+             "× server", "cloud s", "device s", "up", "down")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in (r for r in rows if r["n"] == n):
+        quality = (
+            [_number(row.get("fid"), ".2f"), _number(row.get("is"), ".2f"), _interval(row, "clip_score", 4)]
+            if photographs
+            else [_number(row.get("frechet"), ".1f")]
+        )
+        cells = [
+            row["key"], _interval(row, "attributes"), _interval(row, "worst"), *quality, _interval(row, "distance", 2),
+            _number(_tera(row.get("macs_cloud_published")), ".4g"),
+            _number(_tera(row.get("macs_device_published")), ".4g"),
+            _number(row.get("times_server"), ".2f"), _number(row.get("cloud_s"), ".3g"),
+            _number(row.get("device_s"), ".3g"), _bytes(row.get("bytes_up")), _bytes(row.get("bytes_down")),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _tera(found: float | None) -> float | None:
+    return None if found is None else found / 1e12
+
+
+def table1(rows: Sequence[Row], n: int) -> str:
+    """Privacy, the server's cost and utility of each system, as they were measured."""
+    heads = ("system", "gender guessed", "prompt guessed", "effective N", "the cloud reads", "cloud MACs, × server",
+             "cloud s, × server", "attributes shown", "distance to server")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    some = [r for r in rows if r["n"] == n]
+    server = next((r for r in some if r["kind"] == "server"), {})
+    for row in some:
+        seconds = None
+        if row.get("cloud_s") is not None and server.get("cloud_s"):
+            seconds = row["cloud_s"] / server["cloud_s"]
+        cells = [
+            row["key"], _number(row.get("attack_gender"), ".2f"), _number(row.get("attack_prompt"), ".2f"),
+            _number(row.get("effective_n"), ".2f"), row["reads"], _number(row.get("times_server"), ".2f"),
+            _number(seconds, ".3g"), _interval(row, "attributes"), _interval(row, "distance", 2),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def as_csv(rows: Sequence[Row]) -> bytes:
+    """Every column that some row has; an interval in two further columns."""
+    flat = []
+    for row in rows:
+        one: Row = {}
+        for name, found in row.items():
+            if isinstance(found, list):
+                one |= {name: found[0], f"{name}_low": found[1], f"{name}_high": found[2]}
+            else:
+                one[name] = found
+        flat.append(one)
+    names = list(dict.fromkeys(name for one in flat for name in one))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue().encode()
+
+
+def _canvas(columns: int = 1, width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    for suffix in (".svg", ".png"):
+        figure.savefig(path.with_suffix(suffix), dpi=150)
+
+
+_COLOURS = {
+    "server": "black", "device": "tab:gray", "hybrid": "tab:orange", "oblivious": "tab:blue", "sanitized": "tab:red",
+    "he": "tab:brown", "mpc": "tab:brown",
+}  # fmt: skip
+_SAID = {
+    "server": "server only", "device": "device only", "hybrid": "Hybrid SD: the cloud reads the prompt",
+    "oblivious": "oblivious: the cloud reads N candidates", "sanitized": "words replaced before they are sent",
+    "he": "HE-Diffusion",
+}  # fmt: skip
+
+
+def plot_quality(rows: Sequence[Row], path: Path) -> None:
+    """Attributes shown against the cloud's cost, one panel an N; ours marked."""
+    ns = sorted({r["n"] for r in rows})
+    figure, panels = _canvas(len(ns), 4.6)
+    for axes, n in zip(panels[0], ns, strict=True):
+        seen = set()
+        for row in (r for r in rows if r["n"] == n and r.get("attributes")):
+            kind, mine = row["kind"], "ours" in row["key"]
+            label = None if kind in seen else _SAID[kind]
+            seen.add(kind)
+            axes.scatter(
+                [max(row["times_server"], 0.02)], [value(row, "attributes")], color=_COLOURS[kind], label=label,
+                marker="*" if mine else "o", s=110 if mine else 26, zorder=3 if mine else 2,
+            )  # fmt: skip
+            if mine and kind == "oblivious":
+                axes.annotate(f"ours, k={row['k']}", (row["times_server"], value(row, "attributes")), fontsize=7,
+                              xytext=(5, -10), textcoords="offset points")  # fmt: skip
+        axes.axvline(1, color="0.85", zorder=0)
+        axes.set_xscale("log")
+        axes.set_title(f"N = {n} candidates", fontsize=10)
+        axes.set_xlabel("cloud cost, in images without privacy (MACs)", fontsize=8)
+    panels[0][0].set_ylabel("attributes that the picture shows", fontsize=9)
+    panels[0][-1].legend(fontsize=7)
+    _save(figure, path)
+
+
+def plot_latency(rows: Sequence[Row], path: Path, n: int) -> None:
+    """Seconds of one picture, stacked by phase."""
+    some = [r for r in rows if r["n"] == n and r.get("decode_s") is not None and r["kind"] in _SAID
+            and r["kind"] not in ("sanitized", "he")]  # fmt: skip
+    figure, panels = _canvas(1, 7.5, 0.32 * len(some) + 1.4)
+    axes, places = panels[0][0], range(len(some))
+    left = [0.0] * len(some)
+    for name, colour, seconds in (
+        ("cloud", "tab:blue", [r.get("cloud_s") or 0.0 for r in some]),
+        ("latents over 18.88 Mbit/s", "tab:cyan", [r["bytes_down"] * 8 / LINK_BITS_S for r in some]),
+        ("device steps", "tab:orange", [r["device_s"] for r in some]),
+        ("decoding", "tab:green", [r["decode_s"] for r in some]),
+    ):
+        axes.barh(places, seconds, left=left, color=colour, label=name)
+        left = [a + b for a, b in zip(left, seconds, strict=True)]
+    axes.set_yticks(places, [r["key"] for r in some], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"seconds of one picture, N = {n}", fontsize=9)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_sweep(rows: Sequence[Row], path: Path, steps: int) -> None:
+    """What pictures show and how near they are to the server's, against k."""
+    figure, panels = _canvas(2, 4.8, 3.6)
+    for axes, name, title in (
+        (panels[0][0], "attributes", "attributes that the picture shows"),
+        (panels[0][1], "distance", "distance to the server's picture (1: another candidate)"),
+    ):
+        for key, colour in (("ObCLIP", "tab:blue"), ("ours", "tab:green")):
+            some = sorted((r for r in rows if r["method"] == key and r.get(name)), key=lambda r: r["k"])
+            if not some:
+                continue
+            ks = [r["k"] for r in some]
+            label = "ours (default plan and device savings)" if key == "ours" else "every pass run"
+            axes.plot(ks, [r[name][0] for r in some], marker="o", ms=3, color=colour, label=label)
+            axes.fill_between(ks, [r[name][1] for r in some], [r[name][2] for r in some], color=colour, alpha=0.15)
+        axes.set_xlabel(f"k: steps in the cloud, of {steps}", fontsize=9)
+        axes.set_title(title, fontsize=9)
+    panels[0][0].legend(fontsize=8)
+    _save(figure, path)
