@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
-.PHONY: demo test lint types unit platforms compat ray qnn peers crypto clean
+.PHONY: demo test lint types unit platforms compat compat-openvino ray qnn peers crypto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
@@ -26,12 +26,19 @@ unit: $(VENV)/.dev
 platforms:
 	$(PYTHON) runtime_tests/platforms.py
 
-# The newest diffusers and transformers, in an environment of their own (optimum-onnx holds them back in the other).
-compat:
+# In environments of their own: the newest diffusers and transformers (optimum-onnx holds them back in the other), and
+# OpenVINO through ONNX Runtime's own provider, whose package takes the place of onnxruntime.
+compat: compat-openvino
 	$(PYTHON) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
 	.venv-compat/bin/python -m pip install --disable-pip-version-check -q --upgrade -e ".[cloud,export,plot]" pytest hypothesis
 	.venv-compat/bin/python -m pytest --ignore=runtime_tests/test_wheel.py --ignore=runtime_tests/test_optimum.py
+
+compat-openvino:
+	$(PYTHON) -m venv .venv-ort-openvino
+	.venv-ort-openvino/bin/python -m pip install --disable-pip-version-check -q onnxruntime-openvino==1.24.1 numpy tokenizers safetensors httpx pillow rich typer pytest
+	.venv-ort-openvino/bin/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	.venv-ort-openvino/bin/python -m pytest --confcutdir=runtime_tests/ort_openvino runtime_tests/ort_openvino
 
 # Replicas under Ray Serve, one of them killed, in an environment of its own: Ray brings many packages of its own.
 ray:
@@ -76,4 +83,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers .venv-crypto out build dist
+	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers .venv-crypto .venv-ort-openvino out build dist

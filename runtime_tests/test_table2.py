@@ -26,7 +26,7 @@ from obclip.edge import Bundle
 from obclip.edge.steps import Saving
 from obclip.export import export_bundle
 from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, two_parties, work
-from runtime_tests.benchmarks.crypto.layers import Layer
+from runtime_tests.benchmarks.layers import Layer
 from runtime_tests.benchmarks.server_fidelity import request_for
 from runtime_tests.benchmarks.table2 import __main__ as harness
 from runtime_tests.benchmarks.table2 import he_diffusion

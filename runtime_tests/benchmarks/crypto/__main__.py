@@ -28,8 +28,8 @@ from obclip.edge.bundle import find_bundle
 from obclip.edge.machine import machine
 
 from ..architectures import CLOUD_UNETS, TOKENS
+from ..layers import Layer, layers_of
 from .compose import NETWORKS, Fit, he_bound_s, two_parties
-from .layers import Layer, layers_of
 
 HERE = Path(__file__).parent
 # what one measured layer may have, so that it fits into memory and minutes: multiply-accumulates, elements

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .layers import Layer
+from ..layers import Layer
 
 # bits a second and seconds of a round trip, as the literature on two-party inference takes them
 NETWORKS = {"LAN": (3e9, 0.8e-3), "WAN": (1e8, 80e-3)}

@@ -1,4 +1,4 @@
-"""What a UNet computes, as a list of layer shapes: what the encrypted and the shared versions are composed from."""
+"""What a UNet computes, as a list of layer shapes: what floors of time, and encrypted versions, are composed from."""
 
 from __future__ import annotations
 
