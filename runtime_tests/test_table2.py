@@ -212,57 +212,60 @@ def test_encrypted_updates_draw_what_plain_ones_draw(tiny: dict[str, Path], monk
     assert len(asked) == 12
 
 
-def run_harness(tiny: dict[str, Path], out: Path, *more: str) -> None:
-    words = ["--pair", str(tiny["pair"]), "--n", "2", "--k", "2", "--sets", "2", "--sweep", "2", "--runs", "1"]
-    captions = tiny["work"] / "captions.txt"
-    captions.write_text("a man with a hat\na woman cook\n")
-    words += [
-        "--prompts",
-        "captions",
-        "--captions",
-        str(captions),
-        "--epsilons",
-        "8",
-        "--clip",
-        str(tiny["clip"]),
-        "--out",
-        str(out),
-        "--work",
-        str(out / "work"),
-        *more,
-    ]
-    subprocess.run([sys.executable, "-m", "runtime_tests.benchmarks.table2", *words], check=True, capture_output=True)
+def run(module: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"runtime_tests.benchmarks.{module}", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_a_whole_run_on_tiny_models_and_again_from_what_it_kept(tiny: dict[str, Path], tmp_path: Path):
-    run_harness(tiny, tmp_path)
-    result = json.loads((tmp_path / "table2_tiny.json").read_text())
+def test_the_script_for_real_weights_on_tiny_models_and_again_from_what_it_kept(tiny: dict[str, Path], tmp_path: Path):
+    """Templates are too long for the tiny tokenizer, as a prompt may be: that is said, and the captions are run."""
+    captions = tiny["work"] / "captions.txt"
+    captions.write_text("a man with a hat\na woman cook\n")
+    weights = tmp_path / "weights" / "tiny"
+    weights.mkdir(parents=True)
+    for side in ("cloud", "device"):
+        (weights / side).symlink_to(tiny[side])
+    words = ["--pairs", tiny["pair"], "--weights", tmp_path / "weights", "--clip", tiny["clip"], "--n", 2, "--sets", 2]
+    words += ["--sweep", 2, "--captions", captions, "--out", tmp_path, "--runs"]
+    ended = run("real_weights", *words, 1)
+    assert ended.returncode == 3
+    assert "a prompt takes" in ended.stderr
+    assert "left out: tiny" in ended.stderr
+    out = tmp_path / "tiny" / "captions"
+    result = json.loads((out / "table2_tiny.json").read_text())
     rows = {r["key"]: r for r in result["rows"]}
-    expected = {m.key for m in methods([2], [8.0], with_crypto=False)}
-    assert expected <= set(rows)
+    assert {m.key for m in methods([2], [4.0, 8.0, 16.0], with_crypto=False)} <= set(rows)
     assert all(r.get("attributes") for r in rows.values() if r["kind"] != "mpc")
     server, ours = rows["server only"], rows["ours, k=2"]
     assert (server["distance"][0], server["times_server"]) == (0, 1)
     assert rows["vanilla oblivious"]["times_server"] == pytest.approx(2, rel=0.01)
     assert rows["ObCLIP, k=2"]["attributes"] == rows["Hybrid SD, k=2"]["attributes"]
     assert (ours["attack_prompt"], rows["Hybrid SD, k=2"]["attack_prompt"]) == (0.5, 1.0)
-    assert all(
-        r["clip_score"][1] <= r["clip_score"][0] <= r["clip_score"][2] for r in rows.values() if "clip_score" in r
-    )
+    scored = [r["clip_score"] for r in rows.values() if "clip_score" in r]
+    assert all(low <= value <= high for value, low, high in scored)
     assert ours["cloud_s"] > 0
     assert ours["device_s"] > 0
     assert rows["device only"]["bytes_up"] == 0
     assert [r["k"] for r in result["sweep"] if r["method"] == "ours"] == [1, 2, 3, 0, 4]
-    lines = list(csv.DictReader((tmp_path / "table2_tiny.csv").open()))
+    lines = list(csv.DictReader((out / "table2_tiny.csv").open()))
     assert {line["key"] for line in lines} == set(rows)
-    for name in ("quality.svg", "quality.png", "latency.svg", "sweep.png"):
-        assert (tmp_path / f"table2_tiny_{name}").stat().st_size > 1000
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").iterdir()}
-    run_harness(tiny, tmp_path, "--runs", "0")
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "work").iterdir()} == kept
-    again = {r["key"]: r for r in json.loads((tmp_path / "table2_tiny.json").read_text())["rows"]}
+    for name in ("table2_tiny_quality.svg", "table2_tiny_latency.png", "table2_tiny_sweep.png", "tiny_sheet.png"):
+        assert (out / name).stat().st_size > 1000
+    kept = {p: p.stat().st_mtime_ns for p in (out / "work").iterdir()}
+    words = ["--pair", tiny["pair"], "--cloud", weights / "cloud", "--device", weights / "device", "--n", 2, "--k", 2]
+    words += ["--sets", 2, "--prompts", "captions", "--captions", captions, "--clip", tiny["clip"], "--runs", 0]
+    assert run("table2", *words, "--sweep", 2, "--out", out, "--work", out / "work").returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in (out / "work").iterdir()} == kept
+    again = {r["key"]: r for r in json.loads((out / "table2_tiny.json").read_text())["rows"]}
     assert again["ours, k=2"]["attributes"] == ours["attributes"]
+
+
+def test_weights_that_are_missing_are_said(tmp_path: Path):
+    ended = run("real_weights", "--weights", tmp_path, "--pairs", "sd14", "sdxl", "--out", tmp_path / "out")
+    assert ended.returncode == 3
+    assert "sd14: no weights in" in ended.stderr
+    assert ended.stderr.strip().endswith("left out: sd14, sdxl")
 
 
 def test_tables_have_a_line_for_every_row():

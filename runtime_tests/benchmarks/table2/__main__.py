@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pair", default="emoji", help="a shipped pair, or a pair file")
     parser.add_argument("--n", type=int, nargs="+", choices=sorted(SETS), default=[2, 6, 30])
     parser.add_argument("--k", type=int, nargs="+", help="default: 5 and 10, or the pair's own if it has few steps")
+    parser.add_argument("--shifts", type=int, nargs="+", default=[], help="further Δt, for a device with its own steps")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[4.0, 8.0, 16.0], help="of the sanitizers")
     parser.add_argument("--sets", type=int, help="candidate sets drawn for each N; default 40, 16 and 4")
     parser.add_argument("--prompts", choices=["emoji", "templates", "captions"], help="default: by the pair")
@@ -191,7 +192,7 @@ def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int]) -> list[
         sets = choose(asked.prompts, n, 1, asked.seed, asked.captions)
         nobody: Any = None
         setup = Setup(pair, model, planner, nobody, sets)
-        for method in methods(ks, (), False):
+        for method in methods(ks, (), False, asked.shifts):
             one = macs(setup, method, sets[0].prompts, cloud, device)
             rows.append(head(method, n) | one | wire_bytes(setup, method, sets[0].prompts))
     add_ratios(rows)
@@ -238,7 +239,7 @@ def main() -> None:
     cloud_profile = profile_unet(model.layered, pair.latent_shape, model.text.max_tokens)
     device_profile = profile_unet(small, pair.latent_shape, model.text.max_tokens)
     judge = judge_of(asked)
-    chosen = methods(ks, asked.epsilons, with_crypto=CRYPTO_PYTHON.exists())
+    chosen = methods(ks, asked.epsilons, with_crypto=CRYPTO_PYTHON.exists(), shifts=asked.shifts)
     if isinstance(device, TorchDevice):
         chosen = [m if not m.saving else Method(**(asdict(m) | {"saving": False})) for m in chosen]
     result["settings"] |= {"judge": judge.name, "epsilons": asked.epsilons, "sets": {}}

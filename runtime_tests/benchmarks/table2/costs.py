@@ -20,7 +20,7 @@ from obclip.edge.steps import PLAIN, Saving, default_saving, passes, plan_steps
 from ..server_cost import timed
 from ..server_fidelity import request_for
 from .draw import Setup, plan_for
-from .methods import DEVICE, HYBRID, OBLIVIOUS, Method
+from .methods import DEVICE, HYBRID, OBLIVIOUS, Method, start_of
 
 LINK_BITS_S = 18.88e6  # the paper's Wi-Fi, for seconds of transfer
 _DIGEST = "0" * 64
@@ -52,11 +52,11 @@ def saving_of(method: Method, pair: Pair) -> Saving:
 
 def device_macs(method: Method, pair: Pair, profile: Profile) -> Macs:
     """Of the device's passes, keys and values of the text in every whole one."""
-    steps = pair.steps_on_device
-    start = steps_of(method, pair) + pair.timestep_shift if method.k is not None else 0
-    if method.kind != DEVICE and method.k is None:
+    if (start := start_of(method, pair)) == pair.steps_on_device:
         return Macs()
-    whole, shallow = passes(plan_steps(start, steps, saving_of(method, pair)), guided=pair.guidance != 1.0)
+    whole, shallow = passes(
+        plan_steps(start, pair.steps_on_device, saving_of(method, pair)), guided=pair.guidance != 1.0
+    )
     outermost = Pass(Part(1, False, Attention.OWN), (Row(Branch.CONDITIONAL, (0,)),))
     return profile.row * whole + profile.cost(outermost) * shallow
 
@@ -108,8 +108,7 @@ def device_seconds(
 ) -> dict[str, dict[str, float]]:
     """method's key -> median seconds of its device steps and of decoding, one picture, in turns."""
     pair = setup.pair
-    ways = {m.key: (steps_of(m, pair) + pair.timestep_shift if m.k is not None else 0, saving_of(m, pair))
-            for m in chosen if m.k is not None or m.kind == DEVICE}  # fmt: skip
+    ways = {m.key: (start_of(m, pair), saving_of(m, pair)) for m in chosen if start_of(m, pair) < pair.steps_on_device}
     noise = np.random.default_rng(0).standard_normal((1, *pair.latent_shape)).astype(np.float32)
     taken: dict[tuple[int, Saving], list[float]] = {way: [] for way in ways.values()}
     decoding = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-from obclip.cloud.engine import execute
+from obclip.cloud.denoising import Denoising
+from obclip.cloud.engine import execute, run_step
 from obclip.cloud.model import CloudModel
 from obclip.cloud.plan import Plan, build_plan
 from obclip.cloud.plans import Planner
@@ -18,7 +20,7 @@ from obclip.edge.steps import PLAIN, default_saving
 from ..server_fidelity import request_for
 from .devices import Device, Images
 from .he_diffusion import encrypted_latents
-from .methods import DEVICE, HE, HYBRID, SANITIZED, SERVER, Method, policies_of
+from .methods import DEVICE, HE, HYBRID, SANITIZED, SERVER, Method, policies_of, start_of
 from .observer import Sanitizers
 from .prompts import PromptSet
 
@@ -28,13 +30,15 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Setup:
-    """What all rows are drawn with."""
+    """What all rows are drawn with. plain: of each set and seed drawn with nothing reused, the latents before every
+    step and behind the last, float16 as on the wire: every hand-off from one run."""
 
     pair: Pair
     model: CloudModel
     planner: Planner
     device: Device
     sets: Sequence[PromptSet]
+    plain: dict[tuple[tuple[str, ...], int], list[np.ndarray]] = field(default_factory=dict)
 
 
 def plan_for(setup: Setup, method: Method, request: Request) -> Plan:
@@ -64,13 +68,31 @@ def _of_set(setup: Setup, method: Method, one: PromptSet, seed: int, sanitizers:
             np.concatenate([encrypted_latents(setup.model, pair, p, seed) for p in one.prompts]).astype(np.float32)
         )
     if method.pictures == "server":
-        return device.decode(_latents(setup, method, one.prompts, pair.steps, seed))
+        return device.decode(_plain(setup, one, seed)[pair.steps].astype(np.float32))
     assert method.k is not None
-    alone = method.kind == HYBRID
-    groups = [[p] for p in one.prompts] if alone else [list(one.prompts)]
-    latents = np.concatenate([_latents(setup, method, group, method.k, seed) for group in groups])
+    if method.plan == "plain":
+        latents = _plain(setup, one, seed)[method.k].astype(np.float32)
+    else:
+        alone = method.kind == HYBRID
+        groups = [[p] for p in one.prompts] if alone else [list(one.prompts)]
+        latents = np.concatenate([_latents(setup, method, group, method.k, seed) for group in groups])
     saving = default_saving(pair.name) if method.saving else PLAIN
-    return device.decode(device.complete(one.prompts, latents, method.k + pair.timestep_shift, seed, saving))
+    return device.decode(device.complete(one.prompts, latents, start_of(method, pair), seed, saving))
+
+
+@torch.inference_mode()
+def _plain(setup: Setup, one: PromptSet, seed: int) -> list[np.ndarray]:
+    key = one.prompts, seed
+    if key not in setup.plain:
+        request = request_for(setup.pair, one.prompts, setup.pair.steps, seed)
+        plan = plan_for(setup, Method("server", SERVER), request)
+        state = Denoising(setup.model, setup.pair, request, plan)
+        kept = [state.x.half().cpu().numpy()]
+        for step in plan.steps:
+            run_step(state, step)
+            kept.append(state.x.half().cpu().numpy())
+        setup.plain[key] = kept
+    return setup.plain[key]
 
 
 def _latents(setup: Setup, method: Method, prompts: Sequence[str], k: int, seed: int) -> np.ndarray:

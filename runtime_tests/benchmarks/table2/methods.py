@@ -29,7 +29,8 @@ READS = {
 @dataclass(frozen=True)
 class Method:
     """k: steps in the cloud; None for those that have no hand-off. plan: of the cloud ("plain", "cache",
-    "cache + reuse", "ours"). saving: the device leaves out what was measured to do no harm. epsilon: of a sanitizer."""
+    "cache + reuse", "ours"). saving: the device leaves out what was measured to do no harm. epsilon: of a sanitizer.
+    shift: the device goes on so many of its own steps behind k, where that is not the pair's Δt."""
 
     name: str
     kind: str
@@ -37,6 +38,7 @@ class Method:
     plan: str = "plain"
     saving: bool = False
     epsilon: float | None = None
+    shift: int | None = None
 
     @property
     def key(self) -> str:
@@ -51,11 +53,24 @@ class Method:
         shared = self.plan in ("cache + reuse", "ours")
         if self.kind in (HYBRID, OBLIVIOUS):
             alone = " alone" if shared and self.kind == HYBRID else ""
-            return f"{self.plan}{alone}, k={self.k}" + (", device saving" if self.saving else "")
+            saving = ", device saving" if self.saving else ""
+            return f"{self.plan}{alone}, k={self.k}{saving}" + ("" if self.shift is None else f", shift {self.shift}")
         return self.key
 
 
-def methods(ks: Sequence[int], epsilons: Sequence[float], with_crypto: bool) -> list[Method]:
+def start_of(method: Method, pair: Pair) -> int:
+    """The device's first step; all of its steps where it runs none."""
+    if method.kind == DEVICE:
+        return 0
+    if method.k is None:
+        return pair.steps_on_device
+    return method.k + (pair.timestep_shift if method.shift is None else method.shift)
+
+
+def methods(
+    ks: Sequence[int], epsilons: Sequence[float], with_crypto: bool, shifts: Sequence[int] = ()
+) -> list[Method]:
+    """shifts: further rows of each k, with another Δt than the pair's."""
     found = [Method("server only", SERVER), Method("device only", DEVICE), Method("vanilla oblivious", OBLIVIOUS)]
     if with_crypto:
         found += [Method("HE-Diffusion", HE), Method("MPC", MPC)]
@@ -70,6 +85,7 @@ def methods(ks: Sequence[int], epsilons: Sequence[float], with_crypto: bool) -> 
             Method("ObCLIP + cache", OBLIVIOUS, k, "cache"),
             Method("ObCLIP + cache + reuse", OBLIVIOUS, k, "cache + reuse"),
             Method("ours", OBLIVIOUS, k, "ours", True),
+            *(Method(f"ObCLIP + cache, Δt={d}", OBLIVIOUS, k, "cache", shift=d) for d in shifts),
         ]
     return found
 
