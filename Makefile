@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
-.PHONY: demo test lint types unit platforms compat compat-openvino ray qnn peers crypto clean
+.PHONY: demo test lint types unit platforms compat compat-openvino eval ray qnn peers crypto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
@@ -39,6 +39,12 @@ compat-openvino:
 	.venv-ort-openvino/bin/python -m pip install --disable-pip-version-check -q onnxruntime-openvino==1.24.1 numpy tokenizers safetensors httpx pillow rich typer pytest
 	.venv-ort-openvino/bin/python -m pip install --disable-pip-version-check -q --no-deps -e .
 	.venv-ort-openvino/bin/python -m pytest --confcutdir=runtime_tests/ort_openvino runtime_tests/ort_openvino
+
+# FID and Inception Score by torch-fidelity, whose torchvision wants a torch of its own: gigabytes.
+eval:
+	$(PYTHON) -m venv .venv-eval
+	.venv-eval/bin/python -m pip install --disable-pip-version-check -q torchvision -e ".[cloud,export,eval]" pytest
+	.venv-eval/bin/python -m pytest --confcutdir=runtime_tests/eval_metrics runtime_tests/eval_metrics
 
 # Replicas under Ray Serve, one of them killed, in an environment of its own: Ray brings many packages of its own.
 ray:
@@ -83,4 +89,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers .venv-crypto .venv-ort-openvino out build dist
+	rm -rf $(VENV) .venv-compat .venv-ray .venv-qnn .venv-peers .venv-crypto .venv-ort-openvino .venv-eval out build dist

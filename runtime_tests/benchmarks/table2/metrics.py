@@ -171,7 +171,8 @@ def fidelity(images: Sequence[Images], reference: Path | None, weights: Path | N
             Image.fromarray(picture).save(Path(folder) / f"{i:06}.png")
         found = calculate_metrics(
             input1=folder, input2=None if reference is None else str(reference), isc=True, fid=reference is not None,
-            cuda=torch.cuda.is_available(), verbose=False, samples_find_deep=False, cache=False,
+            cuda=torch.cuda.is_available(), verbose=False, cache=False,
+            isc_splits=min(10, sum(len(some) for some in images)),
             **({} if weights is None else {"feature_extractor_weights_path": str(weights)}),
         )  # fmt: skip
     names = {"inception_score_mean": "is", "frechet_inception_distance": "fid"}
