@@ -18,6 +18,7 @@ from obclip.edge.bundle import find_bundle
 from obclip.export.targets.qnn import qnn_graph, quantise_w8a16
 from obclip.export.targets.report import placement
 from obclip.export.targets.rewrite import fix_shapes, flat_norms, flat_products, unique_names
+from runtime_tests.qnn.large import cut, rewritten, tensors
 
 DIMS = {"batch_size": 1, "height": 16, "width": 16, "latent_height": 16, "latent_width": 16}
 
@@ -150,3 +151,25 @@ def test_quantised_for_htp(exported: onnx.ModelProto, tmp_path: Path):
     assert kinds <= {TensorProto.UINT8, TensorProto.INT32}
     inputs = inputs_of(graph, 1)
     assert error(run(tmp_path / "w8a16.onnx", inputs), run(exported, inputs)) < 0.05
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 6])
+def test_pieces_one_after_another_are_the_whole(bundle_folder: Path, tmp_path: Path, pieces: int):
+    """runtime_tests.qnn.large cuts a UNet for HTP's compiler: every piece runs on what earlier ones have left."""
+    source = tmp_path / "unet.onnx"
+    model = rewritten(bundle_folder, source)
+    rng = np.random.default_rng(0)
+    feed = {
+        i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim]).astype(np.float32)
+        for i in model.graph.input
+    }
+    wanted = ort.InferenceSession(source).run(["out_sample"], feed)[0]
+    known = dict(feed)
+    for number, (inputs, outputs) in enumerate(cut(model, pieces)):
+        path = tmp_path / f"{number}.onnx"
+        onnx.utils.extract_model(source, path, inputs, outputs)
+        known |= dict(zip(outputs, ort.InferenceSession(path).run(outputs, {n: known[n] for n in inputs}), strict=True))
+    np.testing.assert_allclose(known["out_sample"], wanted, atol=1e-5)
+    assert number + 1 == pieces
+    probed = tensors(source, ["out_sample"], feed)["out_sample"]
+    np.testing.assert_allclose(probed, wanted, atol=1e-5)
