@@ -83,6 +83,7 @@ def test_what_is_sent_decides_what_is_learned(n: int):
     assert closed["attack_prompt"] == closed["chance"]
     assert closed["effective_n"] == pytest.approx(1 / closed["chance"], rel=0.01)
     assert learns(Method("x", DEVICE), sanitizers) == closed
+    assert closed["chance"] == pytest.approx(1 / n, abs=1e-4)
     weak, strong = (learns(Method(f"SANTEXT+, {e}", SANITIZED, epsilon=e), sanitizers) for e in (16.0, 1.0))
     assert closed["attack_prompt"] < strong["attack_prompt"] < weak["attack_prompt"] <= 1
 

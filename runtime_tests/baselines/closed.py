@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from obclip.core.errors import PrivacyError
-from obclip.edge.oblivious import CandidateSet, Policy, candidate_set
+from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set
 
 from .words import words_of
 
@@ -28,15 +28,15 @@ class Closed:
     values: tuple[dict[str, str], ...]
 
 
-def closed(prompt: str, policy: Policy) -> Closed | None:
+def closed(prompt: str, policy: Policy, options: Options | None = None) -> Closed | None:
     """None if the prompt hides nothing, or is refused."""
     try:
-        found = candidate_set(prompt, policy)
+        found = candidate_set(prompt, policy, options)
     except PrivacyError:
         return None
     if not found.attributes:
         return None
-    sets = tuple(candidate_set(candidate, policy) for candidate in found.prompts)
+    sets = tuple(candidate_set(candidate, policy, options) for candidate in found.prompts)
     values = tuple(s.attributes for s in sets)
     return Closed(found, sets, tuple(words_of(p) for p in found.prompts), values)
 

@@ -174,8 +174,8 @@ def add_crypto(rows: list[dict[str, Any]], setup: Setup | None, pair: Pair, cryp
             row["device_s"] = round(e.seconds["encrypt_s"] + e.seconds["decrypt_s"], 4)
             row["bytes_up"] = row["bytes_down"] = e.sent_bytes
         if row["kind"] == MPC:
-            for name in ("cloud_s", "cloud_s_min", "cloud_s_max", "device_s"):
-                row.pop(name, None)
+            for name in ("cloud_s", "cloud_s_min", "cloud_s_max", "device_s", "macs_cloud_published", "times_server"):
+                row.pop(name, None)  # of a run in the clear: shares are another arithmetic
             found = crypto.get("semi2k", {}).get("whole", {}).get(pair.name)
             if found:
                 row |= {"cloud_s": round(found["LAN_s"], 1), "wan_s": round(found["WAN_s"], 1)}
@@ -250,6 +250,7 @@ def main() -> None:
         setup = Setup(pair, model, planner, device, sets)
         sanitizers = Sanitizers.of(sets, pair.policy, known_sentences(asked))
         some = rows_of(asked, setup, judge, cloud_profile, device_profile, chosen, sanitizers, timed=True)
+        add_ratios(some)
         add_crypto(some, setup, pair, crypto)
         rows += some
         if n in asked.sweep:
@@ -259,7 +260,6 @@ def main() -> None:
             sweep += rows_of(asked, setup, judge, cloud_profile, device_profile, every, None, timed=False)
             for k, row in ((0, next(r for r in some if r["method"] == "device only")), (pair.steps, some[0])):
                 sweep += [row | {"method": name, "k": k} for name in ("ObCLIP", "ours")]
-    add_ratios(rows)
     result |= {"rows": rows, "sweep": sweep, "seconds": round(time.perf_counter() - started)}
     if crypto:
         result["he_bound_s"] = crypto["he"]["bounds"].get(pair.name, {}).get("seconds")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from obclip.core.errors import InputError
-from obclip.edge.oblivious import load_policy
+from obclip.edge.oblivious import Options, load_policy
 from runtime_tests.baselines.bigram import Bigram
 from runtime_tests.baselines.cape import Cape, closeness
 from runtime_tests.baselines.closed import Closed, Lexicon, attribute_of, build_lexicon, closed
@@ -41,10 +41,11 @@ class Sanitizers:
 
     @classmethod
     def of(cls, sets: Sequence[PromptSet], policy: str, sentences: Sequence[str]) -> Sanitizers:
+        """InputError if the device would make other candidates than the sets', with what they allow."""
         rules = load_policy(policy)
-        secrets = tuple(s for one in sets if (s := closed(one.prompts[0], rules)) is not None)
-        if len(secrets) != len(sets):
-            raise InputError("a prompt hides nothing under this policy, so there is nothing to attack")
+        secrets = tuple(s for one in sets if (s := closed(one.prompts[0], rules, Options(allow=one.allow))) is not None)
+        if [s.found.prompts for s in secrets] != [one.prompts for one in sets]:
+            raise InputError(f"under the policy {policy} the device makes other candidates of these prompts")
         said = [words_of(text) for text in (*sentences, *flat(sets))]
         vocabulary = Vocabulary.of([*said, *(words for s in secrets for words in s.words)])
         phi = load_phi(vocabulary, None)

@@ -33,23 +33,33 @@ SIZES = {2: ("gender",), 6: ("age", "gender"), 30: ("age", "ethnicity", "gender"
 
 @dataclass(frozen=True)
 class PromptSet:
-    """prompts: sorted, all of which are drawn, each as if it were the real one. shows: what each should show."""
+    """prompts: sorted, all of which are drawn, each as if it were the real one. shows: what each should show. allow: what
+    the user lets through, so that the device makes just these candidates."""
 
     prompts: tuple[str, ...]
     shows: tuple[dict[str, Any], ...]
+    allow: tuple[str, ...] = ()
 
     @property
     def differ(self) -> tuple[str, ...]:
         """Attributes in which the candidates differ."""
-        names = dict.fromkeys(name for row in self.shows for name in row)
-        return tuple(n for n in names if n not in _NOTES and len({str(row.get(n)) for row in self.shows}) > 1)
+        return _differ(self.shows)
 
 
 _NOTES = ("gender_delta", "skin_delta", "activity")
 
 
+def _differ(shows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    names = dict.fromkeys(name for row in shows for name in row)
+    return tuple(n for n in names if n not in _NOTES and len({str(row.get(n)) for row in shows}) > 1)
+
+
 def emoji_sets(n: int, count: int, seed: int) -> list[PromptSet]:
-    return [PromptSet(s.prompts, s.shows) for s in candidate_sets(n, count, seed)]
+    """As the cloud's benchmarks have them; with 2 or 6 candidates the skin tone is said in the clear."""
+    return [
+        PromptSet(s.prompts, s.shows, () if "skin" in _differ(s.shows) else (f"{s.shows[0]['skin']} skin tone",))
+        for s in candidate_sets(n, count, seed)
+    ]
 
 
 def template_sets(n: int, count: int) -> list[PromptSet]:
