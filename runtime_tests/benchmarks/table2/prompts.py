@@ -33,8 +33,8 @@ SIZES = {2: ("gender",), 6: ("age", "gender"), 30: ("age", "ethnicity", "gender"
 
 @dataclass(frozen=True)
 class PromptSet:
-    """prompts: sorted, all of which are drawn, each as if it were the real one. shows: what each should show. allow: what
-    the user lets through, so that the device makes just these candidates."""
+    """prompts: sorted, all of which are drawn, each as if it were the real one. shows: what each should show. allow:
+    what the user lets through, so that the device makes just these candidates."""
 
     prompts: tuple[str, ...]
     shows: tuple[dict[str, Any], ...]

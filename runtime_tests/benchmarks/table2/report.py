@@ -126,6 +126,7 @@ _COLOURS = {
     "server": "black", "device": "tab:gray", "hybrid": "tab:orange", "oblivious": "tab:blue", "sanitized": "tab:red",
     "he": "tab:brown", "mpc": "tab:brown",
 }  # fmt: skip
+_LEAST = 0.05  # where what costs the cloud nothing is drawn, on a logarithmic axis
 _SAID = {
     "server": "server only", "device": "device only", "hybrid": "Hybrid SD: the cloud reads the prompt",
     "oblivious": "oblivious: the cloud reads N candidates", "sanitized": "words replaced before they are sent",
@@ -134,28 +135,32 @@ _SAID = {
 
 
 def plot_quality(rows: Sequence[Row], path: Path) -> None:
-    """Attributes shown against the cloud's cost, one panel an N; ours marked."""
+    """Attributes shown against the cloud's cost, one panel an N. Hollow: the cloud learns more than the set of N."""
     ns = sorted({r["n"] for r in rows})
     figure, panels = _canvas(len(ns), 4.6)
     for axes, n in zip(panels[0], ns, strict=True):
-        seen = set()
-        for row in (r for r in rows if r["n"] == n and r.get("attributes")):
+        seen: set[str] = set()
+        some = [r for r in rows if r["n"] == n and r.get("attributes") and r.get("times_server") is not None]
+        for row in sorted(some, key=lambda r: r["kind"] == "server"):  # last, on top
             kind, mine = row["kind"], "ours" in row["key"]
-            label = None if kind in seen else _SAID[kind]
-            seen.add(kind)
+            told = row.get("attack_prompt", 1.0) > 1.05 * row.get("chance", 1.0)
+            x, y, colour = max(row["times_server"], _LEAST), value(row, "attributes"), _COLOURS[kind]
             axes.scatter(
-                [max(row["times_server"], 0.02)], [value(row, "attributes")], color=_COLOURS[kind], label=label,
-                marker="*" if mine else "o", s=110 if mine else 26, zorder=3 if mine else 2,
+                [x], [y], facecolors="none" if told else colour, edgecolors=colour,
+                label=None if kind in seen else _SAID[kind], marker="*" if mine else "s" if kind == "server" else "o",
+                s=130 if mine else 40, zorder=3 if mine or kind == "server" else 2,
             )  # fmt: skip
+            seen.add(kind)
             if mine and kind == "oblivious":
-                axes.annotate(f"ours, k={row['k']}", (row["times_server"], value(row, "attributes")), fontsize=7,
-                              xytext=(5, -10), textcoords="offset points")  # fmt: skip
+                axes.annotate(f"ours, k={row['k']}", (x, y), fontsize=7, xytext=(6, 6), textcoords="offset points")
+            elif kind == "device":
+                axes.annotate("no cloud", (x, y), fontsize=7, xytext=(6, -10), textcoords="offset points")
         axes.axvline(1, color="0.85", zorder=0)
         axes.set_xscale("log")
         axes.set_title(f"N = {n} candidates", fontsize=10)
         axes.set_xlabel("cloud cost, in images without privacy (MACs)", fontsize=8)
     panels[0][0].set_ylabel("attributes that the picture shows", fontsize=9)
-    panels[0][-1].legend(fontsize=7)
+    panels[0][-1].legend(fontsize=7, title="hollow: the cloud learns more than N candidates", title_fontsize=7)
     _save(figure, path)
 
 
