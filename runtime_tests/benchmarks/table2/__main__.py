@@ -209,7 +209,8 @@ def judge_of(asked: argparse.Namespace) -> Judge:
 
 def device_of(asked: argparse.Namespace, pair: Pair) -> tuple[Device, LayeredUNet]:
     if asked.bundle is not None or asked.pair == "emoji":
-        bundle = Bundle.open(str(asked.bundle) if asked.bundle is not None else "emoji")
+        threads = None if asked.runs else 1  # nothing is timed then, and threads of small models mostly wait
+        bundle = Bundle.open(str(asked.bundle) if asked.bundle is not None else "emoji", threads=threads)
         return BundleDevice(bundle, pair), unet_of(bundle.folder)
     small = TorchDevice(pair, asked.device)
     return small, small.model.layered
