@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention
 from torch import nn
+
+from obclip.cloud.cost import run_once
 
 Shape = tuple[int, ...]
 
@@ -73,15 +74,7 @@ def layers_of(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int], to
 
     hooks = [m.register_forward_hook(hook, with_kwargs=True) for m in unet.modules()]
     try:
-        p = next(unet.parameters())
-        x = torch.zeros((1, *latent_shape), device=p.device, dtype=p.dtype)
-        text = x.new_zeros((1, tokens, unet.config.cross_attention_dim))
-        added = None
-        if unet.config.addition_embed_type == "text_time":
-            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-            added = {"text_embeds": x.new_zeros((1, pooled)), "time_ids": x.new_zeros((1, 6))}
-        with torch.inference_mode():
-            unet(x, torch.zeros((), device=p.device), text, added_cond_kwargs=added)
+        run_once(unet, latent_shape, tokens)
     finally:
         for h in hooks:
             h.remove()

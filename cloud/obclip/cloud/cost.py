@@ -154,7 +154,7 @@ def profile_unet(layered: LayeredUNet, latent_shape: tuple[int, int, int], token
         elif isinstance(module, AttentionLayer):
             hooks.append(module.register_forward_hook(products, with_kwargs=True))
     try:
-        _run_once(unet, latent_shape, tokens)
+        run_once(unet, latent_shape, tokens)
     finally:
         for hook in hooks:
             hook.remove()
@@ -169,7 +169,8 @@ def _count(segment: Segment, role: str, macs: Macs) -> None:
 
 
 @torch.inference_mode()
-def _run_once(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int], tokens: int) -> None:
+def run_once(unet: UNet2DConditionModel, latent_shape: tuple[int, int, int], tokens: int) -> None:
+    """One row of zeros through the UNet, for hooks to see, on whatever device it is."""
     parameter = next(unet.parameters())
     x = torch.zeros((1, *latent_shape), device=parameter.device, dtype=parameter.dtype)
     text = x.new_zeros((1, tokens, unet.config.cross_attention_dim))
