@@ -294,7 +294,7 @@ def write(asked: argparse.Namespace, pair: Pair, result: dict[str, Any]) -> None
     if asked.macs_only:
         return
     report.plot_quality(rows, out / f"{stem}_quality")
-    report.plot_latency(rows, out / f"{stem}_latency", max(n for n in asked.n if n <= 6))
+    report.plot_latency(rows, out / f"{stem}_latency", max((n for n in asked.n if n <= 6), default=min(asked.n)))
     if result.get("sweep"):
         report.plot_sweep(result["sweep"], out / f"{stem}_sweep", pair.steps)
 
