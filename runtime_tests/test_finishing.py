@@ -154,6 +154,7 @@ def save_and_wait(*written):
     save_png(*written)
     signal.sigtimedwait([], 60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests behind an "&"
 save_png, preview.save_png = preview.save_png, save_and_wait
 main()
 """
