@@ -251,7 +251,12 @@ def test_the_script_for_real_weights_on_tiny_models_and_again_from_what_it_kept(
     assert [r["k"] for r in result["sweep"] if r["method"] == "ours"] == [1, 2, 3, 0, 4]
     lines = list(csv.DictReader((out / "table2_tiny.csv").open()))
     assert {line["key"] for line in lines} == set(rows)
-    for name in ("table2_tiny_quality.svg", "table2_tiny_latency.png", "table2_tiny_sweep.png", "tiny_sheet.png"):
+    for name in (
+        "table2_tiny_quality.svg",
+        "table2_tiny_latency.png",
+        "table2_tiny_sweep.png",
+        "table2_tiny_sheet.png",
+    ):
         assert (out / name).stat().st_size > 1000
     kept = {p: p.stat().st_mtime_ns for p in (out / "work").iterdir()}
     words = ["--pair", tiny["pair"], "--cloud", weights / "cloud", "--device", weights / "device", "--n", 2, "--k", 2]

@@ -5,7 +5,7 @@
 
 FOLDER holds, for each pair, `PAIR/cloud` and `PAIR/device`: diffusers folders (links will do). For each pair
 `table2` runs with portraits from the ten templates, and with captions where --captions names a file; LCM-SDXL is run
-with every Δt that the paper tries. Beside the tables lies PAIR_sheet.png: one template a row, one method a column. A
+with every Δt that the paper tries. Beside the tables lies a sheet of samples: one prompt a row, one method a column. A
 pair whose weights are missing is said and left out; the exit code is then 3. A run that was cut off goes on.
 """
 
@@ -17,17 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from obclip.core.pairs import Pair, load_pair
-from obclip.edge.image import contact_sheet, save_png
-
-from .table2.prompts import choose
 
 PAIRS = ("sd14", "sd14-tiny", "realistic-vision", "sdxl", "lcm-sdxl")
 SHIFTS = ("0", "4", "10")  # the paper's, beside the pair's own 8
-COLUMNS = (("server only", "server"), ("device only", "device-only"), ("ObCLIP, k={k}", "plain--k-{k}"),
-           ("+ cache + reuse", "cache---reuse--k-{k}"), ("ours", "ours--k-{k}"))  # fmt: skip
 
 
 def command(asked: argparse.Namespace, name: str, pair: Pair, prompts: str, out: Path) -> list[str]:
@@ -43,20 +36,6 @@ def command(asked: argparse.Namespace, name: str, pair: Pair, prompts: str, out:
         words += ["--cloud", str(asked.weights / pair.name / "cloud")]
         words += ["--device", str(asked.weights / pair.name / "device")]
     return words + (["--shifts", *SHIFTS] if pair.timestep_shift else [])
-
-
-def sheet(out: Path, pair: Pair, n: int, k: int, prompts: str, captions: Path | None) -> None:
-    """PAIR_sheet.png: a row for each set's first candidate, as the methods of COLUMNS drew it."""
-    columns: list[tuple[str, np.ndarray]] = []
-    for title, stem in COLUMNS:
-        found = sorted((out / "work").glob(f"{stem.format(k=k)}*.n{n}.*.npz"), key=lambda p: (len(p.name), p.name))
-        if found:
-            with np.load(found[0]) as kept:
-                columns.append((title.format(k=k), kept["images"][::n]))
-    count = min(len(images) for _, images in columns)
-    names = [s.prompts[0] for s in choose(prompts, n, count, 1, captions)]
-    rows = [[(f"{title}: {names[i]}", images[i]) for title, images in columns] for i in range(count)]
-    save_png(out / f"{pair.name}_sheet.png", contact_sheet(rows), {"pair": pair.name, "k": k})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if ended.returncode != 0:
                 print(f"{pair.name}, {prompts}: table2 ended with {ended.returncode}", file=sys.stderr)
                 missing.append(pair.name)
-                continue
-            sheet(out, pair, asked.n[0], min(10, pair.handoff), prompts, asked.captions)
     if missing:
         print(f"left out: {', '.join(dict.fromkeys(missing))}", file=sys.stderr)
         sys.exit(3)

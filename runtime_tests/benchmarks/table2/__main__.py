@@ -254,6 +254,8 @@ def main() -> None:
         add_ratios(some)
         add_crypto(some, setup, pair, crypto)
         rows += some
+        if n == sheet_of(asked.n):
+            write_sheet(asked, setup, judge, sanitizers, chosen, ks)
         if n in asked.sweep:
             saves = isinstance(device, BundleDevice)
             every = [Method("ObCLIP", OBLIVIOUS, k) for k in range(1, pair.steps)]
@@ -265,6 +267,29 @@ def main() -> None:
     if crypto:
         result["he_bound_s"] = crypto["he"]["bounds"].get(pair.name, {}).get("seconds")
     write(asked, pair, result)
+
+
+def sheet_of(ns: Sequence[int]) -> int:
+    """The N that pictures and seconds are shown of."""
+    return max((n for n in ns if n <= 6), default=min(ns))
+
+
+def write_sheet(
+    asked: argparse.Namespace, setup: Setup, judge: Judge, sanitizers: Sanitizers, chosen: Sequence[Method],
+    ks: Sequence[int],
+) -> None:  # fmt: skip
+    drawn, columns = Pictures(asked.work, setup, judge, sanitizers), []
+    for name in report.SHEET:
+        method = next((m for m in chosen if m.key.startswith(name.format(k=max(ks)))), None)
+        if method is not None:
+            columns.append((method.key, [images[0] for images in drawn.of(method)[1]]))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    stem = stem_of(setup.pair)
+    report.sheet(columns, [one.prompts[0] for one in setup.sets], asked.out / f"{stem}_sheet.png")
+
+
+def stem_of(pair: Pair) -> str:
+    return "table2" if pair.name == "emoji" else f"table2_{pair.name}"
 
 
 def known_sentences(asked: argparse.Namespace) -> list[str]:
@@ -279,7 +304,7 @@ def known_sentences(asked: argparse.Namespace) -> list[str]:
 def write(asked: argparse.Namespace, pair: Pair, result: dict[str, Any]) -> None:
     out, rows = asked.out, result["rows"]
     out.mkdir(parents=True, exist_ok=True)
-    stem = "table2" if pair.name == "emoji" else f"table2_{pair.name}"
+    stem = stem_of(pair)
     here = result["machine"]
     lines = [f"{pair.name}: {here['cpu']}, {here['cores']} cores; `{json.dumps(result['settings'])}`"]
     for n in asked.n:
@@ -294,7 +319,7 @@ def write(asked: argparse.Namespace, pair: Pair, result: dict[str, Any]) -> None
     if asked.macs_only:
         return
     report.plot_quality(rows, out / f"{stem}_quality")
-    report.plot_latency(rows, out / f"{stem}_latency", max((n for n in asked.n if n <= 6), default=min(asked.n)))
+    report.plot_latency(rows, out / f"{stem}_latency", sheet_of(asked.n))
     if result.get("sweep"):
         report.plot_sweep(result["sweep"], out / f"{stem}_sweep", pair.steps)
 

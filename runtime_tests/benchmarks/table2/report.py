@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from obclip.edge.image import contact_sheet, save_png
+
 from .costs import LINK_BITS_S
 
 Row = dict[str, Any]
@@ -134,6 +136,22 @@ _SAID = {
 }  # fmt: skip
 
 
+SHEET = ("server only", "device only", "SANTEXT", "ObCLIP, k={k}", "ObCLIP + cache + reuse, k={k}", "ours, k={k}")
+
+
+def sheet(drawn: Sequence[tuple[str, Sequence[Any]]], prompts: Sequence[str], path: Path, rows: int = 6) -> None:
+    """A row a set, a column a method. drawn: (method, pictures of the sets' first candidates)."""
+    cells = [
+        [
+            ((f"{name}: {prompts[i]}" if c == 0 else name).replace("ε=", "eps "), pictures[i])
+            for c, (name, pictures) in enumerate(drawn)
+        ]
+        for i in range(min(rows, len(prompts)))
+    ]
+    side = cells[0][0][1].shape[1]
+    save_png(path, contact_sheet(cells, scale=max(1, 192 // side)), {})
+
+
 def plot_quality(rows: Sequence[Row], path: Path) -> None:
     """Attributes shown against the cloud's cost, one panel an N. Hollow: the cloud learns more than the set of N."""
     ns = sorted({r["n"] for r in rows})
@@ -160,7 +178,9 @@ def plot_quality(rows: Sequence[Row], path: Path) -> None:
         axes.set_title(f"N = {n} candidates", fontsize=10)
         axes.set_xlabel("cloud cost, in images without privacy (MACs)", fontsize=8)
     panels[0][0].set_ylabel("attributes that the picture shows", fontsize=9)
-    panels[0][-1].legend(fontsize=7, title="hollow: the cloud learns more than N candidates", title_fontsize=7)
+    panels[0][0].legend(
+        fontsize=7, loc="lower left", title="hollow: the cloud learns more than N candidates", title_fontsize=7
+    )
     _save(figure, path)
 
 
