@@ -35,6 +35,10 @@ def _number(found: float | None, form: str) -> str:
     return _DASH if found is None else format(found, form)
 
 
+def _seconds(found: float | None) -> str:
+    return _number(found, ".3g" if found is not None and found < 100 else ",.0f")
+
+
 def _bytes(found: float | None) -> str:
     if found is None:
         return _DASH
@@ -60,8 +64,8 @@ def table2(rows: Sequence[Row], n: int, photographs: bool = False) -> str:
             row["key"], _interval(row, "attributes"), _interval(row, "worst"), *quality, _interval(row, "distance", 2),
             _number(_tera(row.get("macs_cloud_published")), ".4g"),
             _number(_tera(row.get("macs_device_published")), ".4g"),
-            _number(row.get("times_server"), ".2f"), _number(row.get("cloud_s"), ".3g"),
-            _number(row.get("device_s"), ".3g"), _bytes(row.get("bytes_up")), _bytes(row.get("bytes_down")),
+            _number(row.get("times_server"), ".2f"), _seconds(row.get("cloud_s")),
+            _seconds(row.get("device_s")), _bytes(row.get("bytes_up")), _bytes(row.get("bytes_down")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
