@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from obclip.core.errors import InputError
+from obclip.core.errors import BundleError, InputError
 from obclip.core.manifest import FileEntry, Manifest, Variant
-from obclip.edge import Bundle
+from obclip.edge import Bundle, generate
 from obclip.edge.memory import estimate, fit
+from obclip.edge.providers.base import Opening, Session
 from obclip.edge.sessions import SessionOptions
 from obclip.edge.tiling import decode_tiled, starts
 
@@ -71,6 +73,54 @@ def test_phases_free_what_is_done(bundle_folder: Path):
     lean.encode("a woman")
     lean.end_phase("text_encoder")
     assert lean._sessions == {}
+
+
+def test_a_graph_opened_ahead_is_the_graph_and_its_error_comes_when_it_is_wanted(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wanted = Bundle.open(bundle_folder).decode(np.ones((4, 16, 16), np.float32))
+    bundle, entered, go = Bundle.open(bundle_folder), threading.Event(), threading.Event()
+    real = bundle.provider.open
+
+    def held_up(path: Path, opening: Opening) -> Session:
+        entered.set()
+        assert go.wait(30)
+        return real(path, opening)
+
+    monkeypatch.setattr(bundle.provider, "open", held_up)
+    bundle.open_ahead("vae_decoder")
+    assert entered.wait(30)  # and this thread goes on
+    bundle.open_ahead("vae_decoder")
+    go.set()
+    np.testing.assert_array_equal(bundle.decode(np.ones((4, 16, 16), np.float32)), wanted)
+    assert (list(bundle._sessions), bundle._ahead) == ([("vae_decoder", "whole")], {})
+
+    def fail(path: Path, opening: Opening) -> Session:
+        raise BundleError("it is damaged")
+
+    monkeypatch.setattr(bundle.provider, "open", fail)
+    bundle.release()
+    bundle.open_ahead("unet")
+    with pytest.raises(BundleError, match="damaged"):
+        bundle.session("unet")
+    bundle.open_ahead("unet")
+    bundle.release("unet")
+    assert (bundle._sessions, bundle._ahead) == ({}, {})
+    with pytest.raises(BundleError, match="no graph full"):
+        Bundle(bundle_folder, replace(bundle.manifest, variants=()), bundle.options).open_ahead("unet", "full")
+
+
+def test_a_job_by_phases_draws_what_one_with_all_in_memory_draws(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Texts are read while the UNet opens; what runs once a job is opened lean, the passes are not."""
+    picture = generate("a woman cook", bundle=Bundle.open(bundle_folder), mode="device", seed=1, steps=3).image
+    monkeypatch.setattr("obclip.edge.bundle.PHASED_FROM_BYTES", 0)
+    bundle, opened = Bundle.open(bundle_folder), []
+    real = bundle.provider.open
+    monkeypatch.setattr(bundle.provider, "open", lambda p, o: opened.append((p.parent.name, o.lean)) or real(p, o))
+    found = generate("a woman cook", bundle=bundle, mode="device", seed=1, steps=3).image
+    assert np.abs(found.astype(int) - picture).max() <= 1
+    assert set(opened) == {("text_encoder", True), ("unet", False), ("vae_decoder", False)}
+    assert (bundle._sessions, bundle._ahead) == ({}, {})
 
 
 def sized(manifest: Manifest, tiny: bool = True) -> Manifest:

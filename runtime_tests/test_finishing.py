@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -44,6 +45,30 @@ def test_what_was_kept_gives_the_same_picture_again(bundle: Bundle, saved):
     np.testing.assert_array_equal(again.image, result.image)
     assert again.job.request == result.job.request
     assert "cloud" not in again.timings_s
+
+
+def test_no_unet_is_left_in_memory_when_a_large_bundle_decodes(
+    bundle_folder: Path, saved, monkeypatch: pytest.MonkeyPatch
+):
+    """Counted by the garbage collector, whoever holds them; a picture is finished, and then the next one."""
+    path, result = saved
+    lean, alive = Bundle.open(bundle_folder, lean=True), []
+    mine = set(map(id, sessions()))
+    decode = lean.decode
+
+    def counted(latents: np.ndarray) -> np.ndarray:
+        alive.append([s.input_names for s in sessions() if id(s) not in mine])
+        return decode(latents)
+
+    monkeypatch.setattr(lean, "decode", counted)
+    for _ in range(2):
+        again = resume(PROMPT, Received.load(path), bundle=lean)
+        assert np.abs(again.image.astype(int) - result.image).max() <= 2
+    assert alive == [[], []]
+
+
+def sessions() -> list[OnnxRuntimeSession]:
+    return [found for found in gc.get_objects() if type(found) is OnnxRuntimeSession]
 
 
 def test_another_candidate_of_the_same_set_can_be_finished_from_the_same_file(bundle: Bundle, saved):

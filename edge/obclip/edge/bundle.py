@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from obclip.edge.graph_cache import cache_folder
 from obclip.edge.machine import return_freed_memory
 from obclip.edge.memory import PHASED_FROM_BYTES, fit
 from obclip.edge.providers import find
-from obclip.edge.providers.base import Opening, Session
+from obclip.edge.providers.base import Opening, Provider, Session
 from obclip.edge.sessions import SessionOptions
 from obclip.edge.text import Conditions, TextReader
 from obclip.edge.tiling import decode_tiled
@@ -33,8 +36,10 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest, options: SessionOptions) -> None:
         self.folder, self.manifest, self.options = folder, manifest, options
         self.provider = find(options.provider)
+        self._once = self.provider if self.provider.once == self.provider.name else find(self.provider.once)
         self._check_precision()
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._ahead: dict[tuple[str, str], Future[Session]] = {}
         self.reader = TextReader(folder, manifest)
         self._tuned = self._recall()
 
@@ -82,13 +87,29 @@ class Bundle:
         """The session of one graph, made on first use and kept until `release`. role: see manifest.Variant; "whole" is
         the component's own interface. BundleError if the bundle has no such graph, or it cannot be loaded."""
         key = (component, role)
+        if key in self._ahead:
+            self._sessions[key] = self._ahead.pop(key).result()
         if key not in self._sessions:
-            variant = self.variant(component, role)
-            if variant is None and role != "whole":
-                raise BundleError(f"the bundle has no graph {role} of {component}; export it again with device graphs")
-            file = variant.file if variant is not None else self.manifest.component(component).file
-            self._sessions[key] = self.provider.open(self.folder / file, self._opening(component, role, file))
+            self._sessions[key] = self._opener(component, role)()
         return self._sessions[key]
+
+    def open_ahead(self, component: str, role: str = "whole") -> None:
+        """Open the graph in another thread; `session` waits for it, and raises what it would have."""
+        key = (component, role)
+        if key not in self._sessions and key not in self._ahead:
+            pool = ThreadPoolExecutor(1)
+            self._ahead[key] = pool.submit(self._opener(component, role))
+            pool.shutdown(wait=False)
+
+    def _opener(self, component: str, role: str) -> Callable[[], Session]:
+        variant = self.variant(component, role)
+        if variant is None and role != "whole":
+            raise BundleError(f"the bundle has no graph {role} of {component}; export it again with device graphs")
+        file = variant.file if variant is not None else self.manifest.component(component).file
+        return partial(self._runner(component, role).open, self.folder / file, self._opening(component, role, file))
+
+    def _runner(self, component: str, role: str) -> Provider:
+        return self._once if _runs_once(component, role) else self.provider
 
     @property
     def arithmetic(self) -> str:
@@ -98,10 +119,14 @@ class Bundle:
 
     def _opening(self, component: str, role: str, file: str) -> Opening:
         o = self.options
-        exact = component.startswith("text_encoder") or role in ("time", "text")  # once a job, and read by every pass
+        exact = _runs_once(component, role)  # and every pass reads what it gives
         opening = Opening(o.threads, "fp32" if exact else self.arithmetic, o.strict, o.lean)
-        opening = opening if self._tuned is None else self._tuned.apply(opening)
-        cache = cache_folder(self.folder, self.manifest, file, self.provider, opening) if o.cache else None
+        if exact and self.phased:  # one or two runs repay no packed copy of the weights
+            opening = replace(opening, lean=True)
+        elif self._tuned is not None:
+            opening = self._tuned.apply(opening)
+        runner = self._runner(component, role)
+        cache = cache_folder(self.folder, self.manifest, file, runner, opening) if o.cache else None
         return replace(opening, cache=cache)
 
     def _recall(self) -> Tuned | None:
@@ -123,7 +148,8 @@ class Bundle:
         notes = []
         for (component, role), session in self._sessions.items():
             nodes = session.nodes_per_provider()
-            strange = {name: count for name, count in nodes.items() if name != self.provider.full_name}
+            wanted = self._runner(component, role).full_name
+            strange = {name: count for name, count in nodes.items() if name != wanted}
             if strange:
                 said = ", ".join(f"{name} {count}" for name, count in strange.items())
                 notes.append(f"{self.provider.name} leaves nodes of {component} ({role}) to others: {said}")
@@ -131,9 +157,10 @@ class Bundle:
 
     def release(self, component: str | None = None, role: str | None = None) -> None:
         """Free one session, all of a component, or all."""
-        for key in list(self._sessions):
-            if component in (None, key[0]) and role in (None, key[1]):
-                del self._sessions[key]
+        for held in (self._sessions, self._ahead):
+            for key in list(held):
+                if component in (None, key[0]) and role in (None, key[1]):
+                    del held[key]
 
     def schedule(self, solver: str, steps: int) -> Schedule:
         return build_schedule(ScheduleConfig.from_dict(self.manifest.schedule_config), solver, steps)
@@ -185,6 +212,11 @@ class Bundle:
                 self.release(component)
             gc.collect()
             return_freed_memory()
+
+
+def _runs_once(component: str, role: str) -> bool:
+    """Whether a job runs the graph once, and passes read what it gave."""
+    return component.startswith("text_encoder") or role in ("time", "text")
 
 
 def find_bundle(source: str | Path) -> Path:

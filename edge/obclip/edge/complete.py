@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obclip.core.errors import RunError
+from obclip.core.guidance import guidance_embedding
 from obclip.core.noise import initial_noise, step_noise
 from obclip.core.schedule import Schedule
 from obclip.edge.bundle import Bundle
 from obclip.edge.steps import PLAIN, DeviceStep, Saving, plan_steps
-from obclip.edge.text import Conditions, guidance_embedding
+from obclip.edge.text import Conditions
 from obclip.edge.unet import UNet, unet_of
 
 Float32 = NDArray[np.float32]
@@ -28,6 +29,34 @@ class Guidance:
     scale: float
 
 
+class Denoiser:
+    """A bundle's UNet that was told its texts and all timesteps. scale: of guidance, 1 for one branch."""
+
+    def __init__(self, unet: UNet, scale: float) -> None:
+        self._unet: UNet | None = unet
+        self.scale = scale
+
+    @property
+    def unet(self) -> UNet:
+        if self._unet is None:
+            raise RunError("this completion's models were closed; make them ready again")
+        return self._unet
+
+    def close(self) -> None:
+        """Let go of the UNet's sessions, which the bundle may then free."""
+        self._unet = None
+
+
+def denoiser(bundle: Bundle, schedule: Schedule, guidance: Guidance) -> Denoiser:
+    """Opens the UNet's graphs and runs those that need no latents."""
+    told = bundle.manifest.component("unet").inputs.get("timestep_cond")
+    if told is not None:  # a latent consistency model is told the scale, and has no second branch
+        text = guidance.text | {"timestep_cond": guidance_embedding(guidance.scale, int(told[-1]))}
+        guidance = Guidance(text, guidance.negative, 1.0)
+    texts = {"text": guidance.text} | ({"negative": guidance.negative} if guidance.scale != 1.0 else {})
+    return Denoiser(unet_of(bundle, texts, [float(t) for t in schedule.timesteps]), guidance.scale)
+
+
 def denoise(
     bundle: Bundle,
     schedule: Schedule,
@@ -38,22 +67,28 @@ def denoise(
     x0: Float32 | None = None,
     saving: Saving = PLAIN,
 ) -> Iterator[tuple[int, Float32, Float32]]:
-    """Steps start..T-1 on the bundle's UNet; yields (steps done, x, x0) after each, float32 [4, h, w].
+    """`run_steps` on the bundle's UNet, opened for this."""
+    return run_steps(denoiser(bundle, schedule, guidance), schedule, x, start, seed, x0, saving)
+
+
+def run_steps(
+    made: Denoiser,
+    schedule: Schedule,
+    x: Float32,
+    start: int,
+    seed: int,
+    x0: Float32 | None = None,
+    saving: Saving = PLAIN,
+) -> Iterator[tuple[int, Float32, Float32]]:
+    """Steps start..T-1; yields (steps done, x, x0) after each, float32 [4, h, w].
 
     x: latents before step `start`, variance-preserving. x0: the previous step's clean latents, if they are known;
     without them the solver starts anew at first order. saving: what is not evaluated; cached steps need a bundle with
     device graphs, and are whole on another. RunError if numbers stop being finite.
     """
-    told = bundle.manifest.component("unet").inputs.get("timestep_cond")
-    if told is not None:  # a latent consistency model is told the scale, and has no second branch
-        guidance = Guidance(
-            guidance.text | {"timestep_cond": guidance_embedding(guidance.scale, int(told[-1]))}, guidance.negative, 1.0
-        )
-    texts = {"text": guidance.text} | ({"negative": guidance.negative} if guidance.scale != 1.0 else {})
-    unet = unet_of(bundle, texts, [float(t) for t in schedule.timesteps])
-    for step in plan_steps(start, schedule.steps, saving, unet.can_be_shallow):
+    for step in plan_steps(start, schedule.steps, saving, made.unet.can_be_shallow):
         i = step.index
-        output = _guided(unet, guidance.scale, x, step)
+        output = _guided(made.unet, made.scale, x, step)
         noise = step_noise(seed, i, x.shape) if schedule.needs_noise else None
         x, x0 = schedule.step(i, x, output, x0, noise)
         if not np.isfinite(x).all():

@@ -24,13 +24,14 @@ from obclip.core.wire import Request, Response
 from obclip.edge.audit import AuditModel
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
-from obclip.edge.complete import Guidance, denoise, first_latents
+from obclip.edge.complete import Denoiser, Guidance, denoiser, first_latents, run_steps
 from obclip.edge.image import save_png
 from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, SERVER, check_mode, in_the_clear
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
 from obclip.edge.received import Received, differences
 from obclip.edge.steps import PLAIN, Saving, default_saving
+from obclip.edge.unet import pass_role
 
 Progress = Callable[[str, int, int], None]
 Watch = Callable[[int, NDArray[np.float32]], None]  # steps done, the clean latents they imply, float32 [4, h, w]
@@ -256,12 +257,12 @@ def generate(
         raise InputError("a client is needed to ask a cloud; only mode device does without")
     with _timed(timings, "prepare"):
         job = prepare(prompt, bundle, **settings)
-        guide = ready(job, bundle)
+        made = ready(job, bundle)
     _warn_of((*job.warnings, *bundle.fallbacks()), warn)
     response = _ask(job, client, timings, tell) if client is not None and not here else None
     if save_latents is not None and response is not None:
         Received(job.request, response).save(save_latents)
-    image = finish(job, bundle, response, guide, timings, tell, watch)
+    image = finish(job, bundle, response, made, timings, tell, watch)
     return Result(image, job, response, timings)
 
 
@@ -303,19 +304,29 @@ def resume(
             raise InputError(f"the latents answer another request; it differs in {', '.join(others)}")
         if received.response.schedule != job.schedule.digest:
             raise CloudMismatchError("the latents were made with another schedule than this bundle's")
-        guide = ready(job, bundle)
+        made = ready(job, bundle)
     _warn_of((*job.warnings, *bundle.fallbacks()), warn)
     tell = progress or (lambda phase, done, of: None)
-    image = finish(job, bundle, received.response, guide, timings, tell, watch)
+    image = finish(job, bundle, received.response, made, timings, tell, watch)
     return Result(image, job, received.response, timings)
 
 
-def ready(job: Job, bundle: Bundle) -> Guidance:
-    """Texts read, and models open."""
-    guide = _guidance(job, bundle)
-    bundle.end_phase("text_encoder", "text_encoder_2")
-    _open_models(bundle, has_steps=job.start < job.device_schedule.steps)
-    return guide
+def ready(job: Job, bundle: Bundle) -> Denoiser | None:
+    """All that can be done before latents are there: texts read, models open; None if the device has no steps to run.
+
+    A bundle that cannot be loaded so costs the cloud nothing. Where jobs run by phase, the decoder waits for its own.
+    """
+    made = None
+    if job.start < job.device_schedule.steps:
+        if bundle.phased and bundle.options.memory_limit is None and not bundle.options.lean:
+            # Takes longer than the texts, which are gone before it is done
+            bundle.open_ahead("unet", pass_role(bundle))
+        guidance = _guidance(job, bundle)
+        bundle.end_phase("text_encoder", "text_encoder_2")
+        made = denoiser(bundle, job.device_schedule, guidance)
+    if made is None or not bundle.phased:
+        bundle.session("vae_decoder", bundle.decoder_role)
+    return made
 
 
 def _warn_of(notes: tuple[str, ...], warn: Callable[[str], None] | None) -> None:
@@ -328,12 +339,15 @@ def finish(
     job: Job,
     bundle: Bundle,
     response: Response | None,
-    guide: Guidance,
+    made: Denoiser | None,
     timings: dict[str, float],
     tell: Progress,
     watch: Watch | None = None,
 ) -> NDArray[np.uint8]:
-    """Extraction, the device's steps and decoding: no network from here on. response: None if no cloud was asked."""
+    """Extraction, the device's steps and decoding: no network from here on. response: None if no cloud was asked.
+
+    made: from `ready`.
+    """
     schedule, start = job.device_schedule, job.start
     x0 = None
     if response is None:
@@ -343,28 +357,19 @@ def finish(
         if job.pair.handoff_history and response.x0 is not None:
             x0 = response.x0[job.candidates.index].astype(np.float32)
     with _timed(timings, "device_steps"):
-        steps = denoise(bundle, schedule, guide, x, start, job.request.seed, x0, job.saving)
-        for done, latents, clean in steps if start < schedule.steps else ():
+        steps = () if made is None else run_steps(made, schedule, x, start, job.request.seed, x0, job.saving)
+        for done, latents, clean in steps:
             x = latents
             tell("device", done - start, schedule.steps - start)
             if watch is not None:
                 watch(done, clean)
+    if made is not None:
+        made.close()
     bundle.end_phase("unet")
     with _timed(timings, "decode"):
         picture = bundle.decode(x)
     bundle.end_phase("vae_decoder")
     return picture
-
-
-def _open_models(bundle: Bundle, has_steps: bool) -> None:
-    """What the device's half needs, before the cloud is asked: a bundle that cannot be loaded costs it nothing.
-
-    By phase only the UNet's passes are opened, and stay.
-    """
-    if has_steps:
-        bundle.session("unet", "full" if bundle.variant("unet", "full") is not None else "whole")
-    if not bundle.phased or not has_steps:
-        bundle.session("vae_decoder", bundle.decoder_role)
 
 
 def _guidance(job: Job, bundle: Bundle) -> Guidance:

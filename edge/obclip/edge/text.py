@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,12 +66,3 @@ class TextReader:
             tokenizer.no_truncation()
             self._tokenizers[name] = tokenizer
         return self._tokenizers[name]
-
-
-def guidance_embedding(scale: float, width: int) -> NDArray[np.float32]:
-    """float32 [1, width]: how a latent consistency model is told its guidance: sinusoids of 1000 times the scale less
-    one (Meng et al. 2023, arXiv 2210.03142; in diffusers' order)."""
-    half = width // 2
-    angles = (scale - 1.0) * 1000.0 * np.exp(-math.log(10000.0) / (half - 1) * np.arange(half))
-    values = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)])
-    return values[None].astype(np.float32)

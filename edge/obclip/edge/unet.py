@@ -27,9 +27,14 @@ class UNet(Protocol):
         ...
 
 
+def pass_role(bundle: Bundle) -> str:
+    """Of the graph that runs a whole pass."""
+    return "full" if all(bundle.variant("unet", role) is not None for role in ("time", "text", "full")) else "whole"
+
+
 def unet_of(bundle: Bundle, texts: Mapping[str, Conditions], timesteps: Sequence[float]) -> UNet:
     """timesteps: of all steps of the schedule. What depends on them or on the texts alone is computed here, once."""
-    if all(bundle.variant("unet", role) is not None for role in ("time", "text", "full")):
+    if pass_role(bundle) == "full":
         return _Graphs(bundle, texts, timesteps)
     return _Whole(bundle, texts, timesteps)
 
@@ -52,6 +57,7 @@ class _Graphs:
     """Time projections of all steps, and each text's keys and values, once; then passes that take them."""
 
     def __init__(self, bundle: Bundle, texts: Mapping[str, Conditions], timesteps: Sequence[float]) -> None:
+        # Before the passes are opened, so that a large bundle's graphs are never all in memory
         time, text = bundle.session("unet", "time"), bundle.session("unet", "text")
         steps = np.asarray(timesteps, np.float32)
         self._time, self._given = {}, {}

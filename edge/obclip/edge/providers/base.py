@@ -44,11 +44,15 @@ class Session(Protocol):
 
 
 class Provider(Protocol):
-    """name: short; full_name: the runtime's own; target: which variants of graphs it runs."""
+    """name: short; full_name: the runtime's own; target: which variants of graphs it runs.
+
+    once: the provider of graphs that run once a job (text encoders, time and text graphs), by its short name.
+    """
 
     name: str
     full_name: str
     target: str
+    once: str
 
     def arithmetics(self) -> tuple[str, ...]:
         """Of `Opening.arithmetic`, what this provider has here, the exact one first."""

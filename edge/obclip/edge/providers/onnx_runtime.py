@@ -62,6 +62,7 @@ def built_in() -> dict[str, str]:
 class OnnxRuntimeProvider:
     def __init__(self, name: str, target: str, full_name: str, plugin: Plugin | None = None) -> None:
         self.name, self.target, self.full_name, self._plugin = name, target, full_name, plugin
+        self.once = name
 
     def arithmetics(self) -> tuple[str, ...]:
         return ("fp32",)

@@ -20,6 +20,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 class OpenVinoProvider:
     name, full_name, target = "openvino", "OpenVINO runtime, CPU", "openvino"
+    # Compiling makes a copy of the weights, which one run does not repay: at small-sd's size 0.7 GB and a second
+    once = "cpu"
 
     @staticmethod
     def installed() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.guidance import guidance_embedding
 from obclip.export.quantise.graph import Feed, run, session
 
 Encoder = Callable[[str, Sequence[NDArray[np.int64]]], list[Feed]]
@@ -43,17 +43,9 @@ def encode(
             feed["text_embeds"] = one[-1]["text_embeds"]
             feed["time_ids"] = np.array([[*size, 0, 0, *size]], np.float32)
         if width := config.get("time_cond_proj_dim"):
-            feed["timestep_cond"] = guidance_embedding(guidance - 1.0, width)
+            feed["timestep_cond"] = guidance_embedding(guidance, width)
         found[prompt] = feed
     return found
-
-
-def guidance_embedding(scale: float, width: int) -> NDArray[np.float32]:
-    """float32 [1, width]: sinusoids of 1000 times the scale (Meng et al. 2023; in diffusers' order)."""
-    half = width // 2
-    angles = scale * 1000.0 * np.exp(-math.log(10000.0) / (half - 1) * np.arange(half))
-    values = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)])
-    return values[None].astype(np.float32)
 
 
 def _hidden(bundle: Path, part: str, ids: Sequence[NDArray[np.int64]]) -> list[Feed]:
