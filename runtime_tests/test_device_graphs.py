@@ -13,11 +13,14 @@ import onnxruntime as ort
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 
 from obclip.core.errors import InputError
 from obclip.core.manifest import Variant
 from obclip.export.graphs import export_device_graphs
+
+pytestmark = pytest.mark.usefixtures("traces")
 
 SIDE, TOKENS, DEPTH = 16, 5, 2
 SD = dict(
@@ -191,11 +194,46 @@ def test_time_graph_is_exact_at_every_step(exported: Exported):
     np.testing.assert_allclose(found[name][:, :, 0, 0], wanted.numpy(), rtol=2e-4, atol=2e-5)
 
 
+class FewerKeys(AttnProcessor):
+    """diffusers' attention, to every second row and column of its own tokens."""
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, **rest: Any) -> Any:
+        n, length, width = hidden_states.shape
+        side = int(length**0.5)
+        fewer = hidden_states.reshape(n, side, side, width)[:, ::2, ::2].reshape(n, length // 4, width)
+        return super().__call__(attn, hidden_states, fewer, **rest)
+
+
+@pytest.mark.parametrize("kind", ["two layers a block, as Stable Diffusion", "SDXL"])
+def test_merged_tokens_are_those_of_the_widest_self_attentions(kind: str, tmp_path: Path):
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(**UNETS[kind]).eval()
+    variants = export_device_graphs(unet, SIDE, SIDE, TOKENS, tmp_path / "unet", depth=DEPTH, merge=2)
+    made = Exported(unet, tmp_path, variants)
+    assert {v.verification.get("merge") for v in variants if v.role in ("full", "shallow")} == {2}
+    x, text = noise((1, 4, SIDE, SIDE), 2), noise((1, TOKENS, 24), 3)
+    extra = {name: value.numpy() for name, value in made.extra().items()}
+    time = made.session("time", "any")({"timestep": np.array([381.0], np.float32), **extra})
+    given = made.session("text", "any")({"encoder_hidden_states": text.numpy()})
+    found = made.session("full", "cpu")({"sample": x.numpy(), **time, **given})["out_sample"]
+    whole = made.diffusers(x, 381.0, text)
+    widest = 0 if kind != "SDXL" else 1  # SDXL's outermost level has no attention
+    for block in (unet.down_blocks[widest], unet.up_blocks[-1 - widest]):
+        for transformer in block.attentions:
+            for layer in transformer.transformer_blocks:
+                layer.attn1.set_processor(FewerKeys())
+    close(found, made.diffusers(x, 381.0, text))
+    assert np.linalg.norm(found - whole) > 1e-3 * np.linalg.norm(whole)
+
+
 def test_sizes_and_depths_that_do_not_fit(tmp_path: Path):
     unet = UNet2DConditionModel(**SD)
     with pytest.raises(InputError, match="multiples of 2"):
         export_device_graphs(unet, 15, 16, TOKENS, tmp_path)
     with pytest.raises(InputError, match="1 to 3"):
         export_device_graphs(unet, 16, 16, TOKENS, tmp_path, depth=4)
+    for merge, said in ((0, "1 or more"), (3, "cannot be merged")):
+        with pytest.raises(InputError, match=said):
+            export_device_graphs(unet, 16, 16, TOKENS, tmp_path, merge=merge)
     with pytest.raises(InputError, match="cpu, openvino, any"):
         export_device_graphs(unet, 16, 16, TOKENS, tmp_path, targets=("npu",))

@@ -62,7 +62,7 @@ class Manifest:
     """source: hub id or folder name the bundle was made from; model_digest: of the source's weights.
 
     latent_scale: the VAE's scaling_factor (latents are divided by it before decoding). conditioning: the UNet's
-    response to the prompt relative to PyTorch's, 1.0 when nothing was lost.
+    response to the prompt relative to PyTorch's, 1.0 when nothing was lost, None where it was not compared.
     family: "sd" (Stable Diffusion 1.x), "lcm" (its latent consistency models) or "sdxl" (two text encoders, added
     conditions). Of SDXL: pad_token_id_2 is the second tokenizer's, zero_empty_prompt says that an empty negative prompt
     is zeros rather than encoded. preview: `map`, [3][latent_channels + 1], from clean latents and 1 to red, green and
@@ -83,7 +83,7 @@ class Manifest:
     pad_token_id: int
     prediction_type: str
     schedule_config: dict[str, Any]
-    conditioning: float
+    conditioning: float | None
     components: tuple[Component, ...]
     files: tuple[FileEntry, ...]
     tool_versions: dict[str, str] = field(default_factory=dict)

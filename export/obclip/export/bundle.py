@@ -56,6 +56,8 @@ class _Options:
     precisions: tuple[str, ...] = ()
     calibration: Calibration | None = None
     components: tuple[str, ...] | None = None
+    verify: bool = True
+    merge: int = 1
 
 
 def export_bundle(
@@ -75,6 +77,8 @@ def export_bundle(
     precisions: Sequence[str] = (),
     calibration: Calibration | None = None,
     components: Sequence[str] | None = None,
+    verify: bool = True,
+    merge: int = 1,
 ) -> Manifest:
     """Export text encoders, UNet, VAE decoder and encoder; returns the manifest that was written.
 
@@ -85,6 +89,8 @@ def export_bundle(
     precisions: further ones of the UNet and the decoders (obclip.export.quantise), for each of the targets;
     calibration: what they are calibrated with, by default the device's own trajectories on a few prompts.
     components: of the parts, those to write ("unet", ...), all by default; a device draws without "vae_encoder".
+    verify: without, fp32 and fp16 parts are not compared with PyTorch, in a third less memory; the manifest says so.
+    merge: of device graphs, see `export_device_graphs`.
     progress(part, phase, seconds).
 
     `out` appears whole or not at all. An export that was killed, or for which the disk was too small, goes on with the
@@ -103,7 +109,7 @@ def export_bundle(
     tiny = str(tiny_decoder.resolve()) if tiny_decoder is not None else None
     options = _Options(
         weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth, tiny, tuple(precisions),
-        calibration, None if components is None else _wanted(components, found, precisions),
+        calibration, None if components is None else _wanted(components, found, precisions), verify, merge,
     )  # fmt: skip
     schedule = ScheduleConfig.from_file(found.folder / "scheduler" / "scheduler_config.json")
     digest = model_digest(found)
@@ -153,7 +159,7 @@ def _export_all(
         pad_token_id=tokenizers[0][1],
         prediction_type=schedule.prediction_type,
         schedule_config=schedule.to_dict(),
-        conditioning=float(unet.get("conditioning", 1.0)),
+        conditioning=unet.get("conditioning"),
         components=tuple(r.component for r in records),
         files=tuple(f for f in list_files(building) if not f.path.startswith(".")),
         tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
@@ -175,7 +181,7 @@ def _export_one(
     folder, started = partial.begin(name), time.perf_counter()
     path = folder / "model.onnx"
     part = load_part(name, source.folder, source.index, shapes)
-    expected = reference(part)
+    expected = reference(part) if options.verify else None
     export_onnx(part, path, options.weights, options.external_above_bytes)
     config = {k: v for k, v in part.config.items() if k != "_name_or_path"}  # where the source lay is nobody's business
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
@@ -185,7 +191,7 @@ def _export_one(
         started = time.perf_counter()
         variants = export_device_graphs(
             part.module.model, shapes.height, shapes.width, shapes.tokens, folder, options.targets, options.depth,
-            options.weights, options.external_above_bytes,
+            options.weights, options.external_above_bytes, options.verify, options.merge,
         )  # fmt: skip
         report(name, f"device graphs for {', '.join(options.targets)}", time.perf_counter() - started)
     if name == "vae_decoder" and options.tiny_decoder is not None:
@@ -196,8 +202,10 @@ def _export_one(
     del part
     gc.collect()
     started = time.perf_counter()
-    verification = check(expected, path, options.weights, options.min_psnr_db)
-    report(name, f"verified, {verification['psnr_db']:.1f} dB", time.perf_counter() - started)
+    verification: dict[str, Any] = {}
+    if expected is not None:
+        verification = check(expected, path, options.weights, options.min_psnr_db)
+        report(name, f"verified, {verification['psnr_db']:.1f} dB", time.perf_counter() - started)
     graph = onnx.load(path, load_external_data=False).graph
     component = Component(
         name, f"{name}/model.onnx", options.weights, OPSET, _io(graph.input), _io(graph.output), verification
@@ -209,8 +217,8 @@ def _check_completion(
     building: Path, records: Sequence[Record], source: Source, schedule: ScheduleConfig, shapes: Shapes,
     options: _Options, report: Progress,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """None where a part of it is not in the bundle."""
-    if set(NEEDED) - {r.component.name for r in records}:
+    """None where a part of it is not in the bundle, or nothing is to be verified."""
+    if not options.verify or set(NEEDED) - {r.component.name for r in records}:
         return None
     started = time.perf_counter()
     found = verify_completion(
@@ -223,10 +231,10 @@ def _check_completion(
 
 def _tiny_decoder(source: Path, shapes: Shapes, latent_scale: float, folder: Path, options: _Options) -> Variant:
     part = load_tiny_decoder(source, shapes, latent_scale)
-    expected, path = reference(part), folder / "any_fp32_tiny.onnx"
+    expected, path = reference(part) if options.verify else None, folder / "any_fp32_tiny.onnx"
     export_onnx(part, path, options.weights, options.external_above_bytes)
     graph = onnx.load(path, load_external_data=False).graph
-    found = check(expected, path, options.weights, options.min_psnr_db)
+    found = check(expected, path, options.weights, options.min_psnr_db) if expected is not None else {}
     return Variant(
         "vae_decoder", "tiny", "fp32", "any", f"vae_decoder/{path.name}", _io(graph.input), _io(graph.output), found
     )

@@ -47,6 +47,10 @@ def export(
         str, typer.Option(help="Providers that get device graphs, with commas: cpu, openvino, any; or none.")
     ] = "cpu",
     depth: Annotated[int, typer.Option(help="Up layers that a cached step runs.")] = 1,
+    merge_tokens: Annotated[
+        int,
+        typer.Option(help="Keys and values of every so-manieth row and column alone, in the widest self-attentions."),
+    ] = 1,
     tiny_decoder: Annotated[
         Path | None, typer.Option(help="Diffusers folder of an AutoencoderTiny, as a cheaper decoder beside the own.")
     ] = None,
@@ -57,6 +61,9 @@ def export(
         Path | None, typer.Option(help="Diffusers folder of the cloud's model; calibration goes on from its latents.")
     ] = None,
     calibration_prompts: Annotated[int, typer.Option(help="Prompts that int8 is calibrated on and judged by.")] = 8,
+    picture_psnr: Annotated[
+        float, typer.Option(help="Floor in dB for pictures at further precisions; more keeps more layers in float.")
+    ] = 30.0,
     pair: Annotated[
         str | None, typer.Option(help="The pair whose steps and guidance calibration runs; by default 25 steps, k 10.")
     ] = None,
@@ -64,6 +71,10 @@ def export(
         str | None, typer.Option(help="Parts to write, with commas, by default all: unet, vae_decoder, ...")
     ] = None,
     min_psnr: Annotated[float | None, typer.Option(help="Floor in dB; by default 80 for fp32, 45 for fp16.")] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Do not compare with PyTorch: less time and memory, nothing vouched for."),
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -77,12 +88,16 @@ def export(
         typer.echo(f"{part}: {phase} ({seconds:.1f} s)", err=True)
 
     calibration = Calibration(
-        pair=load_pair(pair) if pair is not None else None, large=calibrate_with, prompts=calibration_prompts
+        pair=load_pair(pair) if pair is not None else None,
+        large=calibrate_with,
+        prompts=calibration_prompts,
+        floor_db=picture_psnr,
     )
     manifest = export_bundle(
         source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell,
         targets=_listed(targets), depth=depth, tiny_decoder=tiny_decoder, precisions=_listed(precisions),
         calibration=calibration, components=None if components is None else _listed(components),
+        verify=not no_verify, merge=merge_tokens,
     )  # fmt: skip
     _show_manifest(manifest, out, as_json)
 
@@ -184,6 +199,9 @@ def inspect(
         raise InputError(f"{path} does not exist")
 
 
+_SHOWN = {"psnr_db": ".1f", "max_abs": ".2g", "cosine": ".6f"}  # of a part's verification, and how
+
+
 def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
     files = {f.path: f.bytes for f in manifest.files}
     sizes = {path: size + files.get(f"{path}_data", 0) for path, size in files.items()}
@@ -214,22 +232,26 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
     for c in manifest.components:
         v = c.verification
         table.add_row(
-            c.name, c.precision, str(c.opset), f"{sizes[c.file] / 1e6:.2f}", f"{v['psnr_db']:.1f}",
-            f"{v['max_abs']:.2g}", f"{v['cosine']:.6f}",
+            c.name, c.precision, str(c.opset), f"{sizes[c.file] / 1e6:.2f}",
+            *(f"{v[key]:{form}}" if key in v else "–" for key, form in _SHOWN.items()),
         )  # fmt: skip
     for g in manifest.variants:
         v = g.verification
-        name = f"{g.component}, {g.role} ({g.target})"
-        table.add_row(name, g.precision, "", f"{sizes[g.file] / 1e6:.2f}", f"{v['psnr_db']:.1f}", "", "")
+        name = f"{g.component}, {g.role} ({g.target})" + (f", tokens merged by {v['merge']}" if "merge" in v else "")
+        psnr = f"{v['psnr_db']:.1f}" if "psnr_db" in v else "–"
+        table.add_row(name, g.precision, "", f"{sizes[g.file] / 1e6:.2f}", psnr, "", "")
     out = console()
     out.print(table)
-    out.print(
-        f"{manifest.width}x{manifest.height} px; response to text, relative to PyTorch: {manifest.conditioning:.4f}"
-    )
+    size = f"{manifest.width}x{manifest.height} px"
+    if all(c.verification for c in manifest.components):
+        heard = "–" if manifest.conditioning is None else f"{manifest.conditioning:.4f}"
+        out.print(f"{size}; response to text, relative to PyTorch: {heard}")
+    else:
+        out.print(f"{size}; not verified: exported without a comparison with PyTorch")
     if (whole := manifest.completion) is not None:
-        size = "x".join(map(str, whole["size"]))
+        at = "x".join(map(str, whole["size"]))
         out.print(
-            f"whole completion, steps {whole['steps']}, {size} px: {whole['psnr_db']:.1f} dB to PyTorch, "
+            f"whole completion, steps {whole['steps']}, {at} px: {whole['psnr_db']:.1f} dB to PyTorch, "
             f"floor {whole['floor_db']:.0f}"
         )
 

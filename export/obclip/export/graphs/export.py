@@ -68,19 +68,27 @@ def export_device_graphs(
     depth: int = 1,
     weights: str = "fp32",
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
+    verify: bool = True,
+    merge: int = 1,
 ) -> tuple[Variant, ...]:
     """Write the graphs `any_fp32_time`, `any_fp32_text` and, for each target, `TARGET_fp32_full` and `_shallow`.
 
     height, width: of the latents, which passes are fixed to. folder: of the bundle's UNet; weights go to its
     `model.onnx_data` (shared with `model.onnx`, where that has one) or, below `external_above_bytes`, into each graph.
     depth: up layers that a shallow pass runs. weights: "fp32", or "fp16": stored so, computed in float32 (the floor is
-    then 45 dB). InputError: a UNet of another kind, size or depth; VerificationError: a
-    graph is further from PyTorch than its floor.
+    then 45 dB). verify: compare each graph with PyTorch. merge: of the tokens of the widest self-attentions, keys and
+    values are of every `merge`-th row and column alone; 1 leaves them as they are. InputError: a UNet of another kind,
+    size or depth, or sizes that `merge` does not divide; VerificationError: a graph is further from PyTorch than its
+    floor.
     """
     multiple = 2 ** (len(unet.config.block_out_channels) - 1)
     if height % multiple or width % multiple:
         raise InputError(f"latents are {height} x {width}; both must be multiples of {multiple} for device graphs")
-    layers = Layers(unet)
+    layers = Layers(unet, merge)
+    if height % (multiple * merge) or width % (multiple * merge):
+        raise InputError(
+            f"latents are {height} x {width}; {merge} of their rows cannot be merged at the widest attention"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     weights_bytes = sum(p.numel() * p.element_size() for p in unet.parameters())
     data = SharedData(folder / "model.onnx_data") if weights_bytes > external_above_bytes else None
@@ -88,14 +96,14 @@ def export_device_graphs(
         data.adopt(folder / "model.onnx")
     with torch.no_grad():
         time, text = _time_graph(layers), _text_graph(layers, tokens)
-        found = [_write(graph, "any", folder, data, weights) for graph in (time, text)]
+        found = [_write(graph, "any", folder, data, weights, verify) for graph in (time, text)]
         given = _given(time, text)
         for target in targets:
             attend = for_target(target, TARGETS)
             sample = _random((1, unet.config.in_channels, height, width), 3)
             for part, keep in ((None, (depth,)), (depth, ())):
                 graph = _pass_graph(PassGraph(layers, attend, part, keep), sample, given, depth)
-                found.append(_write(graph, target, folder, data, weights))
+                found.append(_write(graph, target, folder, data, weights, verify))
                 if part is None:
                     given["features"] = graph.run()[1]
     return tuple(found)
@@ -128,10 +136,11 @@ def _pass_graph(graph: PassGraph, sample: torch.Tensor, given: dict[str, torch.T
     names = [*graph.features, *graph.inputs]
     inputs = {"sample": sample} | {name: given[name] for name in names}
     role = "full" if graph.depth is None else "shallow"
-    return _Graph(role, _Positional(graph, names).eval(), inputs, graph.outputs, {}, {"depth": depth})
+    notes = {"merge": graph.layers.merge} if graph.layers.merge > 1 else {}
+    return _Graph(role, _Positional(graph, names).eval(), inputs, graph.outputs, {}, {"depth": depth} | notes)
 
 
-def _write(graph: _Graph, target: str, folder: Path, data: SharedData | None, weights: str) -> Variant:
+def _write(graph: _Graph, target: str, folder: Path, data: SharedData | None, weights: str, verify: bool) -> Variant:
     path = folder / f"{target}_fp32_{graph.role}.onnx"
     model = _trace(graph)
     if weights == "fp16":
@@ -149,7 +158,7 @@ def _write(graph: _Graph, target: str, folder: Path, data: SharedData | None, we
         f"{folder.name}/{path.name}",
         inputs,
         outputs,
-        graph.notes | _verify(graph, path, FLOORS_DB[weights]),
+        graph.notes | (_verify(graph, path, FLOORS_DB[weights]) if verify else {}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from obclip.export.quantise.graph import Feed, every, layers, load_graph
 from obclip.export.quantise.qdq import tensors_to_range
 from obclip.export.quantise.ranges import Range, activation_ranges
 from obclip.export.quantise.run import PRECISIONS, apply, quantise
-from obclip.export.quantise.sensitivity import Choice, choose, damage
+from obclip.export.quantise.sensitivity import Choice, Damage, choose, damage
 from obclip.export.quantise.trajectories import (
     Trajectory,
     decoder_inputs,
@@ -33,12 +33,15 @@ from obclip.export.quantise.verdict import FLOOR_DB, Pictures, Verdict, of_graph
 
 Progress = Callable[[str], None]
 CALIBRATION_FEEDS = 32
-SENSITIVITY_FEEDS = 4
+SENSITIVITY_FEEDS = 2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one UNet or decoder is quantised with. calibrate: trajectories that ranges come from; judge: the others."""
+    """What one UNet or decoder is quantised with. calibrate: trajectories that ranges come from; judge: the others.
+
+    measured: sensitivity by file, so that a graph which several targets have in common is measured once.
+    """
 
     pair: Pair
     bundle: Path
@@ -48,6 +51,7 @@ class Setting:
     latent_scale: float
     floor_db: float = FLOOR_DB
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES
+    measured: dict[Path, list[Damage]] = field(default_factory=dict, compare=False)
 
 
 def prepare(
@@ -101,7 +105,7 @@ def quantise_unet(
     excluded: tuple[str, ...] = ()
     data, ranges = _shared(folder), None
     if precision == "int8":
-        ranges, choice = _mixed(source, feeds, target, judge, setting.floor_db, tell)
+        ranges, choice = _mixed(setting, source, feeds, target, judge, tell)
         excluded, notes = choice.excluded, choice.to_dict()
     role = "whole" if full is None else "full"
     out = folder / f"{target}_{precision}_{role}.onnx"
@@ -117,7 +121,7 @@ def quantise_unet(
         same = _same_weights(source, excluded, path)
         made = quantise(path, out, precision, feeds, exclude=same, **options)
         found.append(_variant("unet", "shallow", precision, target, out, made.to_dict()))
-    depth = {} if full is None else {k: v for k, v in full.verification.items() if k == "depth"}
+    depth = {} if full is None else {k: v for k, v in full.verification.items() if k in ("depth", "merge")}
     return tuple(replace(v, verification=v.verification | depth) for v in found)
 
 
@@ -135,7 +139,7 @@ def quantise_decoder(
     excluded: tuple[str, ...] = ()
     ranges = None
     if precision == "int8":
-        ranges, choice = _mixed(source, feeds, target, lambda g: of_graph(g, source, tests), setting.floor_db, tell)
+        ranges, choice = _mixed(setting, source, feeds, target, lambda g: of_graph(g, source, tests), tell)
         excluded, notes = choice.excluded, choice.to_dict()
     report = quantise(
         source, out, precision, feeds, target=target, exclude=excluded, ranges=ranges, data=_shared(folder),
@@ -148,11 +152,18 @@ def quantise_decoder(
 
 
 def _mixed(
-    source: Path, feeds: Sequence[Feed], target: str, judge: Callable[[Graph], Verdict], floor_db: float, tell: Progress
+    setting: Setting,
+    source: Path,
+    feeds: Sequence[Feed],
+    target: str,
+    judge: Callable[[Graph], Verdict],
+    tell: Progress,
 ) -> tuple[dict[str, Range], Choice]:
     ranges = activation_ranges(source, tensors_to_range(load_graph(source), target), feeds)
     tell(f"{source.name}: calibrated on {len(feeds)} inputs")
-    table = damage(source, ranges, every(feeds, SENSITIVITY_FEEDS), target)
+    if source not in setting.measured:
+        setting.measured[source] = damage(source, ranges, every(feeds, SENSITIVITY_FEEDS), target)
+    table = setting.measured[source]
     names = [layer.name for layer in layers(load_graph(source))]
 
     def measured(excluded: tuple[str, ...]) -> Verdict:
@@ -161,7 +172,7 @@ def _mixed(
         tell(f"{source.name}: {len(excluded)} layers float, {verdict.psnr_db:.1f} dB")
         return verdict
 
-    return ranges, choose(table, measured, floor_db)
+    return ranges, choose(table, measured, setting.floor_db)
 
 
 def _feeds(setting: Setting, target: str, device: bool) -> Sequence[Feed]:
