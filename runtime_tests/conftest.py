@@ -25,7 +25,16 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """From here on each model is traced once a session (traces.py)."""
+    from traces import kept
+
+    with kept(tmp_path_factory.mktemp("traces")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(small_folder: Path, traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small folder's device bundle, weights stored as float16 like the embedded one's."""
     from obclip.export import export_bundle
 

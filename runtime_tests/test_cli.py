@@ -12,12 +12,15 @@ import pytest
 from processes import stub_cloud
 from test_edge_client import OFFER, WRONG, response
 
+from obclip.core.manifest import Manifest
 from obclip.core.pairs import load_pair
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge import Bundle
 from obclip.edge.cli import main
 from obclip.edge.doctor import clashing
+
+pytestmark = pytest.mark.usefixtures("traces")
 
 
 @pytest.fixture
@@ -311,6 +314,19 @@ def test_a_picture_needs_a_name(run, tmp_path: Path):
     for words in (["demo", "--out", str(tmp_path)], ["generate", "a woman", "--out", "/"]):
         code, _, error = run(*words)
         assert (code, "is a folder" in error) == (1, True)
+
+
+def test_an_export_that_was_not_verified_says_so(run, small_folder: Path, tmp_path: Path):
+    out = tmp_path / "b"
+    code, said, error = run("export", small_folder, out, "--no-verify", "--components", "text_encoder,unet,vae_decoder")
+    assert (code, "verified" in error) == (0, False), error
+    assert "not verified" in " ".join(said.split())
+    manifest = Manifest.read(out)
+    assert (manifest.conditioning, manifest.completion) == (None, None)
+    assert all(not c.verification for c in manifest.components)
+    assert all("psnr_db" not in v.verification for v in manifest.variants)
+    assert run("inspect", out)[0] == 0
+    assert Bundle.open(out).encode("a woman")["encoder_hidden_states"].shape == (1, 32, 32)
 
 
 def test_export_never_replaces_its_source(run, small_folder: Path, tmp_path: Path):

@@ -26,6 +26,8 @@ from obclip.export.components import Shapes, load_part
 from obclip.export.onnx_export import export_onnx
 from obclip.export.verify import check, psnr_db, reference, verify_part
 
+pytestmark = pytest.mark.usefixtures("traces")
+
 LAYOUT = {
     "text_encoder": (["input_ids"], ["last_hidden_state", "pooler_output"]),
     "unet": (["sample", "timestep", "encoder_hidden_states"], ["out_sample"]),

@@ -41,6 +41,8 @@ from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.export import export_bundle
 from obclip.export.verify import psnr_db
 
+pytestmark = pytest.mark.usefixtures("traces")
+
 
 def make_lcm_folder(path: Path) -> Path:
     """A latent consistency model: the guidance scale is an input of its UNet."""
