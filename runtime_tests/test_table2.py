@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +21,21 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from obclip.cloud.engine import execute
 from obclip.cloud.model import load_model
 from obclip.cloud.plan import plain_plan
+from obclip.cloud.plans import load_planner
 from obclip.core.errors import InputError
 from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
 from obclip.edge.steps import Saving
 from obclip.export import export_bundle
+from runtime_tests.benchmarks import server_time
 from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, two_parties, work
+from runtime_tests.benchmarks.crypto.pictures import errors_of, noisy
 from runtime_tests.benchmarks.layers import Layer
 from runtime_tests.benchmarks.server_fidelity import request_for
 from runtime_tests.benchmarks.table2 import __main__ as harness
-from runtime_tests.benchmarks.table2 import he_diffusion
+from runtime_tests.benchmarks.table2 import composed, he_diffusion
+from runtime_tests.benchmarks.table2.composed import composed_cloud_seconds
+from runtime_tests.benchmarks.table2.costs import cloud_plan
 from runtime_tests.benchmarks.table2.devices import BundleDevice, TorchDevice
 from runtime_tests.benchmarks.table2.methods import DEVICE, HE, HYBRID, OBLIVIOUS, SANITIZED, SERVER, Method, methods
 from runtime_tests.benchmarks.table2.metrics import Scores, summary
@@ -37,6 +43,9 @@ from runtime_tests.benchmarks.table2.observer import Sanitizers, learns
 from runtime_tests.benchmarks.table2.prompts import choose, emoji_sets, template_sets
 from runtime_tests.benchmarks.table2.report import as_csv, table1, table2
 
+pytestmark = pytest.mark.usefixtures("traces")
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PAIR = """solver = "ddim"
 steps = 4
 handoff = 2
@@ -213,6 +222,60 @@ def test_encrypted_updates_draw_what_plain_ones_draw(tiny: dict[str, Path], monk
     assert len(asked) == 12
 
 
+def test_composed_seconds_count_every_pass_once(monkeypatch: pytest.MonkeyPatch):
+    """With a second for every pass: of the cloud's plan as many as it has, of the device's as many as it runs."""
+    pair, ran = load_pair("emoji"), []
+    model = load_model(pair)
+
+    def one_second(model, state, step, one, runs):
+        ran.append(one)
+        x, inputs, kept = state.inputs(step, one, 0, len(one.rows))
+        return [1.0], model.layered(x, inputs, one.part, kept, one.keep, one.pivots)
+
+    monkeypatch.setattr(server_time, "_timed", one_second)
+    planner = load_planner("emoji", pair.steps, model.layered.depth, 2)
+    nobody: Any = None
+    setup = harness.Setup(pair, model, planner, nobody, emoji_sets(6, 1, 1), rows=2)
+    prompts, made = setup.sets[0].prompts, {}
+    for method in (Method("hybrid", HYBRID, 5), Method("ours", OBLIVIOUS, 5, "ours"), Method("all", OBLIVIOUS, 5)):
+        plan = cloud_plan(setup, method, prompts)
+        assert plan is not None
+        count = sum(len(step.passes) for step in plan.steps)
+        assert max(len(one.rows) for step in plan.steps for one in step.passes) <= 2
+        assert count <= composed_cloud_seconds(setup, method, prompts, 1, made) < count + 1
+    assert len(ran) == len(made) < 12  # kinds that two plans share are run once
+    assert composed_cloud_seconds(setup, Method("device", DEVICE), prompts, 1, made) is None
+
+    monkeypatch.setattr(composed, "time_pass", lambda path, variant, *rest: {"full": 3.0, "shallow": 1.0}[variant.role])
+    device = composed.DevicePasses(Bundle.open("emoji").folder, "cpu", 1)
+    assert device.of(setup, Method("device", DEVICE))["device_s"] == 25 * 2 * 3
+    assert device.of(setup, Method("ours", OBLIVIOUS, 10, "ours", True))["device_s"] == 13 * 3 + 11  # device.md's table
+    assert device.of(setup, Method("server", SERVER)) == {"device_s": 0.0, "decode_s": device.decode_s}
+
+
+def test_layers_errors_are_on_every_layer_and_within_what_was_measured():
+    """Against one UNet pass in the clear: none without errors, more with larger ones, none left behind."""
+    model = load_model(load_pair("emoji"))
+    measured = errors_of(json.loads((RESULTS / "crypto.json").read_text())["semi2k"]["layers"])
+    unet, random = model.layered.unet, torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, *load_pair("emoji").latent_shape[1:], generator=random)
+    text = torch.randn(2, model.text.max_tokens, unet.config.cross_attention_dim, generator=random)
+
+    def off(scale: float) -> float:
+        with torch.inference_mode(), noisy(model, {key: scale * e for key, e in measured.items()}) as met:
+            found = unet(x, torch.tensor(501.0), text, return_dict=False)[0]
+        assert len(met) == 75  # of the table's shapes of this UNet, all
+        return float((found - wanted).abs().max() / wanted.abs().max())
+
+    with torch.inference_mode():
+        wanted = unet(x, torch.tensor(501.0), text, return_dict=False)[0]
+        assert off(0.0) == 0
+        assert 1e-5 < off(1.0) < off(30.0)
+        assert torch.equal(unet(x, torch.tensor(501.0), text, return_dict=False)[0], wanted)
+        with pytest.raises(KeyError), noisy(model, {}):
+            unet(x, torch.tensor(501.0), text)
+
+
 def run(module: str, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"runtime_tests.benchmarks.{module}", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -309,18 +372,35 @@ def test_multiplications_of_packed_layers_by_enumeration():
     assert found["seconds"] <= found["channel_packed_s"]
 
 
+def test_wide_convolutions_are_fitted_apart_from_products():
+    """Time made of a constant for each channel to unfold, which a 1 x 1 has none of; foretold for shapes left out."""
+
+    def row(c_in: int, kernel: int) -> dict[str, Any]:
+        seconds = 0.05 + (0.002 * c_in if kernel > 1 else 0)
+        return {"kind": "conv", "shape": (c_in, 8, kernel, 4, 4), "seconds": seconds, "bytes": 10.0, "messages": kernel}
+
+    fit = Fit.of([row(c, kernel) for c in (4, 16, 40, 100, 256) for kernel in (1, 3)])
+    for kernel in (1, 3):
+        wanted = row(64, kernel)
+        seconds, _, messages = fit.predict(Layer("conv", wanted["shape"], 1))
+        assert seconds == pytest.approx(wanted["seconds"], rel=1e-3)
+        assert messages == kernel
+
+
 @given(
-    weights=st.lists(st.floats(0.1, 10), min_size=5, max_size=5),
+    weights=st.lists(st.floats(0.1, 10), min_size=6, max_size=6),
     shapes=st.lists(st.tuples(*[st.integers(1, 64)] * 3), min_size=12, max_size=20, unique=True),
 )
 def test_a_fit_finds_what_the_numbers_were_made_from(weights: list[float], shapes: list[tuple[int, int, int]]):
-    true = np.array(weights) * np.array([1e-6, 1e-4, 1e-4, 1e-4, 1e-2])
+    true = np.array(weights) * np.array([1e-6, 1e-4, 1e-4, 1e-4, 0, 1e-2])
     rows = [
         {"kind": "linear", "shape": s, "seconds": float(work("linear", s) @ true), "bytes": 8.0 * s[0], "messages": 2}
         for s in shapes
     ]
-    fit = Fit.of(rows)
+    fit = Fit.of([*rows, {"kind": "silu", "shape": (9,), "seconds": 1.0, "bytes": 1.0, "messages": 1}])
+    assert fit.error["linear"] is not None
     assert fit.error["linear"] < 0.25
+    assert fit.error["silu"] is None  # nothing to foretell it from
     layers = [Layer("linear", s, 3) for s in shapes]
     whole = two_parties(layers, fit, rows, 10)
     assert whole["compute_s"] == pytest.approx(30 * sum(r["seconds"] for r in rows))

@@ -37,6 +37,9 @@ from .server_fidelity import candidate_sets, request_for
 MAX_ROWS = 8  # of a pass: on a CPU wider ones are no faster, and the kinds of passes stay few
 
 
+Made = dict[tuple[Any, ...], tuple[list[float], Any]]  # kind of pass -> seconds, and what it gave
+
+
 @dataclass(frozen=True)
 class Composed:
     """seconds: of the whole plan; spread: of its passes' slowest to fastest runs, weighted alike. kept_bytes: features
@@ -50,9 +53,12 @@ class Composed:
 
 
 @torch.inference_mode()
-def compose(model: CloudModel, pair: Pair, prompts: Sequence[str], k: int, plan: Plan, runs: int) -> Composed:
+def compose(
+    model: CloudModel, pair: Pair, prompts: Sequence[str], k: int, plan: Plan, runs: int, made: Made | None = None
+) -> Composed:
+    """made: kinds of passes that were timed before, for other plans of the same model; new ones are added."""
     request = request_for(pair, prompts, k, 0)
-    made: dict[tuple[Any, ...], tuple[list[float], Any]] = {}
+    made = {} if made is None else made
     totals = [0.0, 0.0, 0.0]  # median, fastest, slowest
     kept_bytes = 0
 

@@ -13,7 +13,7 @@ from ..layers import Layer
 
 # bits a second and seconds of a round trip, as the literature on two-party inference takes them
 NETWORKS = {"LAN": (3e9, 0.8e-3), "WAN": (1e8, 80e-3)}
-FITTED = ("conv", "linear", "attention", "group_norm", "layer_norm", "silu", "geglu")
+FITTED = ("conv 1x1", "conv 3x3", "linear", "attention", "group_norm", "layer_norm", "silu", "geglu")
 
 
 def he_operations(layer: Layer, slots: int) -> tuple[int, int]:
@@ -53,47 +53,67 @@ def he_bound_s(layers: Sequence[Layer], operations: dict[str, Any], passes: int)
 
 
 def work(kind: str, shape: Sequence[int]) -> NDArray[np.float64]:
-    """What time and bytes are taken to be proportional to: multiply-accumulates; elements in; weights; elements that
-    go through a function that is not linear, or come out; and one, for what does not grow."""
+    """What time and bytes are taken to be proportional to: multiply-accumulates; elements in, unfolded; weights;
+    elements that go through a function that is not linear, or come out; channels to unfold; and one, for what does not
+    grow."""
     layer = Layer(kind, tuple(shape), 1)
     s = layer.shape
     if kind == "conv":
-        return np.array([layer.macs, s[3] * s[4] * s[0], s[0] * s[1] * s[2] ** 2, s[3] * s[4] * s[1], 1.0])
+        slices = s[0] if s[2] > 1 else 0
+        return np.array(
+            [layer.macs, s[3] * s[4] * s[0] * s[2] ** 2, s[0] * s[1] * s[2] ** 2, s[3] * s[4] * s[1], slices, 1.0]
+        )
     if kind == "linear":
-        return np.array([layer.macs, s[0] * s[1], s[1] * s[2], s[0] * s[2], 1.0])
+        return np.array([layer.macs, s[0] * s[1], s[1] * s[2], s[0] * s[2], 0, 1.0])
     if kind == "attention":
-        return np.array([layer.macs, s[0] * (s[1] + 2 * s[2]) * s[3], 0, layer.elements, 1.0])
-    return np.array([0, 0, 0, layer.elements, 1.0])
+        return np.array([layer.macs, s[0] * (s[1] + 2 * s[2]) * s[3], 0, layer.elements, 0, 1.0])
+    return np.array([0, 0, 0, layer.elements, 0, 1.0])
+
+
+def fitted_as(kind: str, shape: Sequence[int]) -> str:
+    """Convolutions of one pixel are products; wider ones are unfolded channel by channel, which takes time."""
+    return f"{kind} {shape[2]}x{shape[2]}" if kind == "conv" else kind
 
 
 @dataclass(frozen=True)
 class Fit:
-    """weights: kind -> [quantity, feature]. error: kind -> median relative error of seconds on what was measured."""
+    """weights: kind -> [quantity, feature]. error: kind -> median relative error of seconds on what was measured, each
+    shape left out of the fit in turn."""
 
     weights: dict[str, NDArray[np.float64]]
     messages: dict[str, float]
-    error: dict[str, float]
+    error: dict[str, float | None]
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> Fit:
         """Non-negative least squares of relative errors, seconds and bytes each; messages: the most seen of a kind."""
         weights, messages, error = {}, {}, {}
         for kind in FITTED:
-            some = [r for r in rows if r["kind"] == kind]
+            some = [r for r in rows if fitted_as(r["kind"], r["shape"]) == kind]
             if not some:
                 continue
-            features = np.stack([work(kind, r["shape"]) for r in some])
+            features = np.stack([work(r["kind"], r["shape"]) for r in some])
             found = [_fit(features, np.array([r[q] for r in some], float)) for q in ("seconds", "bytes")]
             weights[kind] = np.stack(found)
             messages[kind] = max(r["messages"] for r in some)
-            seconds = np.array([r["seconds"] for r in some])
-            error[kind] = float(np.median(np.abs(features @ found[0] - seconds) / seconds))
+            error[kind] = _left_out(features, np.array([r["seconds"] for r in some]))
         return cls(weights, messages, error)
 
     def predict(self, layer: Layer) -> tuple[float, float, float]:
         """Seconds, bytes and messages of one."""
-        seconds, sent = self.weights[layer.kind] @ work(layer.kind, layer.shape)
-        return float(seconds), float(sent), self.messages[layer.kind]
+        kind = fitted_as(layer.kind, layer.shape)
+        seconds, sent = self.weights[kind] @ work(layer.kind, layer.shape)
+        return float(seconds), float(sent), self.messages[kind]
+
+
+def _left_out(features: NDArray[np.float64], wanted: NDArray[np.float64]) -> float | None:
+    """Median relative error of a prediction from all other rows; None if there are none."""
+    errors = []
+    for i in range(len(wanted)):
+        rest = np.arange(len(wanted)) != i
+        if rest.any():
+            errors.append(abs(features[i] @ _fit(features[rest], wanted[rest]) / wanted[i] - 1))
+    return float(np.median(errors)) if errors else None
 
 
 def _fit(features: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,13 +2,15 @@
 
     python -m runtime_tests.benchmarks.table2 --pair emoji --out docs/results          # embedded: CPU, an hour
     python -m runtime_tests.benchmarks.table2 --pair realistic-vision --macs-only      # a shape, in seconds
+    python -m runtime_tests.benchmarks.table2 --pair sdxl --macs-only --seconds bfloat16 --rows 2  # random weights
     python -m runtime_tests.benchmarks.table2 --pair realistic-vision --clip openai/clip-vit-large-patch14 \\
         --reference PICTURES --out results                                             # real weights, a GPU, a night
 
 Pictures: every candidate of every set is drawn as if it were the real prompt, one noise a set. Of the emoji pair the
 sets are emoji captions and the shipped classifier judges; of others, portraits from ten templates or captions of one's
-own, and CLIP judges. Multiply-accumulates are counted as the paper counts (costs.macs). What was drawn is kept in
---work, so that a run that was cut off goes on. Writes table2.json, .csv, .md and plots.
+own, and CLIP judges; captions of photographs drawn by the emoji pair are judged by the classifier, gender alone.
+Multiply-accumulates are counted as the paper counts (costs.macs). What was drawn is kept in --work, so that a run that
+was cut off goes on. Writes table2.json, .csv, .md and plots.
 """
 
 from __future__ import annotations
@@ -38,10 +40,13 @@ from obclip.edge.machine import machine
 from obclip.export.classifier import load_classifier
 
 from ..architectures import CLOUD_UNETS, DEVICE_UNETS, TOKENS
+from ..server_cost import random_model
+from ..server_time import Made
 from . import report
+from .composed import DevicePasses, composed_cloud_seconds
 from .costs import cloud_seconds, device_seconds, macs, wire_bytes
 from .devices import BundleDevice, Device, TorchDevice
-from .draw import Setup, pictures
+from .draw import ROWS, Setup, pictures
 from .he_diffusion import PYTHON as CRYPTO_PYTHON
 from .he_diffusion import Encryption, encrypted_latents
 from .methods import HE, MPC, OBLIVIOUS, READS, SERVER, Method, methods
@@ -80,6 +85,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sweep", type=int, nargs="*", default=[6], help="N of the sweep over k; none to leave it out")
     parser.add_argument("--runs", type=int, default=3, help="timed ones; 0 for none")
     parser.add_argument("--macs-only", action="store_true", help="no weights: costs and bytes alone")
+    parser.add_argument(
+        "--seconds",
+        metavar="DTYPE",
+        help="with --macs-only: seconds too, of random weights of full size "
+        "in this dtype, from timed passes; the device's from --bundle on --provider",
+    )
+    parser.add_argument("--rows", type=int, default=8, help="of a timed pass at most; a CPU gains nothing by more")
+    parser.add_argument("--provider", default="auto", help="of the device's timed passes")
     parser.add_argument("--work", type=Path, help="keeps pictures; default out/table2/PAIR")
     parser.add_argument("--out", type=Path, default=Path("out"))
     return parser.parse_args()
@@ -182,25 +195,36 @@ def add_crypto(rows: list[dict[str, Any]], setup: Setup | None, pair: Pair, cryp
                 row["bytes_up"] = row["bytes_down"] = int(found["bytes"] / 2)
 
 
-def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int]) -> list[dict[str, Any]]:
+def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int], result: dict[str, Any]) -> list[dict[str, Any]]:
     cloud, device, layered = shape_profiles(pair)
     distilled = pair.solver == "lcm"
-    planner = load_planner(asked.plan or pair.name, pair.steps, layered.depth, guidance_distilled=distilled)
+    limit = asked.rows if asked.seconds else ROWS
+    planner = load_planner(asked.plan or pair.name, pair.steps, layered.depth, limit, distilled)
     model: Any = type("Shape", (), {"layered": layered, "guidance_distilled": distilled})
+    if asked.seconds:
+        model = random_model(pair, asked.seconds)
+    here = DevicePasses(asked.bundle, asked.provider, asked.runs) if asked.seconds and asked.bundle else None
+    if here is not None:
+        result["settings"]["device"] = here.told
+    made: Made = {}
     rows: list[dict[str, Any]] = []
     for n in asked.n:
         sets = choose(asked.prompts, n, 1, asked.seed, asked.captions)
         nobody: Any = None
-        setup = Setup(pair, model, planner, nobody, sets)
+        setup = Setup(pair, model, planner, nobody, sets, rows=limit)
         for method in methods(ks, (), False, asked.shifts):
             one = macs(setup, method, sets[0].prompts, cloud, device)
+            if asked.seconds:
+                one |= {"cloud_s": composed_cloud_seconds(setup, method, sets[0].prompts, asked.runs, made)}
+                one |= here.of(setup, method) if here is not None else {}
+                print(f"N {n}, {method.key}: {one['cloud_s']} s", file=sys.stderr, flush=True)
             rows.append(head(method, n) | one | wire_bytes(setup, method, sets[0].prompts))
     add_ratios(rows)
     return rows
 
 
 def judge_of(asked: argparse.Namespace) -> Judge:
-    if asked.prompts == "emoji":
+    if asked.pair == "emoji" and asked.clip is None:
         return EmojiJudge(load_classifier())
     if asked.clip is None:
         raise SystemExit("photographs are judged by CLIP: give --clip, a folder or a hub id (or --macs-only)")
@@ -228,7 +252,9 @@ def main() -> None:
         "of attention's two products the cloud's column has one and the device's none, as the paper's do",
     }}  # fmt: skip
     if asked.macs_only:
-        result["rows"] = macs_only(asked, pair, ks)
+        if asked.seconds:
+            result["settings"] |= {"weights": "random", "dtype": asked.seconds, "rows_of_a_pass": asked.rows}
+        result["rows"] = macs_only(asked, pair, ks, result)
         write(asked, pair, result)
         return
     crypto = json.loads(asked.crypto.read_text()) if asked.crypto.is_file() else {}
@@ -284,12 +310,14 @@ def write_sheet(
         if method is not None:
             columns.append((method.key, [images[0] for images in drawn.of(method)[1]]))
     asked.out.mkdir(parents=True, exist_ok=True)
-    stem = stem_of(setup.pair)
+    stem = stem_of(setup.pair, asked.prompts)
     report.sheet(columns, [one.prompts[0] for one in setup.sets], asked.out / f"{stem}_sheet.png")
 
 
-def stem_of(pair: Pair) -> str:
-    return "table2" if pair.name == "emoji" else f"table2_{pair.name}"
+def stem_of(pair: Pair, prompts: str) -> str:
+    if pair.name == "emoji":
+        return "table2" if prompts == "emoji" else f"table2_{prompts}"
+    return f"table2_{pair.name}"
 
 
 def known_sentences(asked: argparse.Namespace) -> list[str]:
@@ -304,11 +332,14 @@ def known_sentences(asked: argparse.Namespace) -> list[str]:
 def write(asked: argparse.Namespace, pair: Pair, result: dict[str, Any]) -> None:
     out, rows = asked.out, result["rows"]
     out.mkdir(parents=True, exist_ok=True)
-    stem = stem_of(pair)
+    stem = stem_of(pair, asked.prompts)
     here = result["machine"]
     lines = [f"{pair.name}: {here['cpu']}, {here['cores']} cores; `{json.dumps(result['settings'])}`"]
     for n in asked.n:
-        lines += [f"\n## N = {n}\n", report.table2(rows, n, photographs=asked.prompts != "emoji")]
+        lines += [
+            f"\n## N = {n}\n",
+            report.table2(rows, n, photographs=asked.clip is not None or asked.pair != "emoji"),
+        ]
         if not asked.macs_only:
             lines += ["\n### Privacy, cost and utility\n", report.table1(rows, n)]
     text = "\n".join(lines) + "\n"

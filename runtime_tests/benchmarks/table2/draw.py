@@ -31,7 +31,7 @@ ROWS = 64
 @dataclass(frozen=True)
 class Setup:
     """What all rows are drawn with. plain: of each set and seed drawn with nothing reused, the latents before every
-    step and behind the last, float16 as on the wire: every hand-off from one run."""
+    step and behind the last, float16 as on the wire: every hand-off from one run. rows: of a pass at most."""
 
     pair: Pair
     model: CloudModel
@@ -39,13 +39,14 @@ class Setup:
     device: Device
     sets: Sequence[PromptSet]
     plain: dict[tuple[tuple[str, ...], int], list[np.ndarray]] = field(default_factory=dict)
+    rows: int = ROWS
 
 
 def plan_for(setup: Setup, method: Method, request: Request) -> Plan:
     policies = policies_of(method, setup.pair, setup.planner, setup.model.layered.depth)
     if isinstance(policies, Planner):
         return policies(request)
-    return build_plan(request, policies, ROWS, setup.model.guidance_distilled)
+    return build_plan(request, policies, setup.rows, setup.model.guidance_distilled)
 
 
 def pictures(setup: Setup, method: Method, sanitizers: Sanitizers | None = None) -> list[Images]:

@@ -51,6 +51,8 @@ class Judge(Protocol):
 
 
 class EmojiJudge:
+    """Of captions of photographs it judges gender alone: the one attribute that it knows by the same words."""
+
     name = "the shipped classifier"
 
     def __init__(self, classifier: Classifier) -> None:
@@ -60,9 +62,12 @@ class EmojiJudge:
         rows = [row for s in sets for row in s.shows]
         features, odds = self._judge.run(np.concatenate(list(images)))
         said = {name: [self._judge.labels[name][i] for i in p.argmax(-1)] for name, p in odds.items()}
+        nothing = np.full(len(rows), np.nan)
+        if "activity" not in rows[0]:
+            right = np.array([float(r["gender"] == label) for r, label in zip(rows, said["gender"], strict=True)])
+            return Scores(right, nothing, nothing, features, odds["activity"])
         differ = [head for head in _HEADS if head in sets[0].differ]
         right = np.stack([hits(rows, said, head) for head in differ]).mean(0)
-        nothing = np.full(len(rows), np.nan)
         return Scores(right, hits(rows, said, "activity"), nothing, features, odds["activity"])
 
     def frechet(self, features: Float64) -> float | None:
