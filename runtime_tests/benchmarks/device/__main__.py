@@ -2,6 +2,7 @@
 
     make peers      # optimum-intel and stable-diffusion.cpp, in an environment of their own
     python -m runtime_tests.benchmarks.device --work DIR --json docs/results/device.json
+    python -m runtime_tests.benchmarks.device --work DIR --checkpoint bk-sdm-tiny --k 10   # with stable-diffusion.cpp
 
 Every run is a process of its own, and systems take turns, so that a machine that slows down slows all of them. DIR
 keeps the checkpoint, our bundle, what peers prepare once, and each run's result: a run that was interrupted goes on
@@ -32,9 +33,10 @@ from obclip.export import Calibration, export_bundle
 
 from ..checkpoints import make_checkpoint, make_tiny_decoder
 from .report import peaks, summary, table
-from .systems import SYSTEMS, System
+from .systems import System, systems_of
 
 STEPS = 25
+FLOOR_DB = 33.0  # of calibration's own pictures, for 30 dB and more in those that are compared
 _SETTINGS: dict[str, Any] = {
     "prompt": "noto style emoji of a woman cook", "negative": "", "guidance": 7.5, "steps": STEPS, "height": 512,
     "width": 512,
@@ -65,9 +67,14 @@ def prepare(work: Path, checkpoint: str, prompts: int) -> None:
         make_tiny_decoder(work / "taesd")
     if not (work / "bundle").exists():
         export_bundle(
-            str(work / checkpoint), work / "bundle", targets=("cpu", "openvino"), tiny_decoder=str(work / "taesd"),
-            precisions=("int8",), calibration=Calibration(load_pair(str(work / "calibration.toml")), prompts=prompts),
+            str(work / checkpoint), work / "bundle", targets=("openvino", "cpu"), tiny_decoder=work / "taesd",
+            precisions=() if checkpoint == "bk-sdm-tiny" else ("int8",), progress=_tell,
+            calibration=Calibration(load_pair(str(work / "calibration.toml")), prompts=prompts, floor_db=FLOOR_DB),
         )  # fmt: skip
+
+
+def _tell(part: str, phase: str, seconds: float) -> None:
+    print(f"{part}: {phase} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
 def latents_at(work: Path, checkpoint: str, k: int) -> Path:
@@ -139,7 +146,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     prepare(asked.work, asked.checkpoint, asked.calibration_prompts)
-    chosen = [s for s in SYSTEMS if (asked.only or "") in s.key]
+    chosen = [s for s in systems_of(asked.checkpoint) if (asked.only or "") in s.key]
     rows = []
     for k in asked.k:
         for number in range(asked.repeats):

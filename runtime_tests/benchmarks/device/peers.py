@@ -128,31 +128,36 @@ def text_states(pipe: Any, spec: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def stable_diffusion_cpp(spec: dict[str, Any]) -> dict[str, Any]:
-    """It cannot be entered at step k: two short runs give the time of a step, and the rest is its decoder."""
+    """It cannot be entered at step k: two short runs give the time of a step, and the rest is texts and its decoder."""
     from stable_diffusion_cpp import StableDiffusion
 
-    folder = Path(spec["checkpoint"])
-    seconds = {}
-    options = {"taesd_path": spec["tiny_file"]} if spec["tiny"] else {}
-    model = StableDiffusion(model_path=spec["single_file"], wtype="f16", verbose=False, **options)
-    for count in (1, 3):
-        started = time.perf_counter()
+    kind = spec["system"].rpartition(" ")[2]
+    options = {"taesd_path": str(Path(spec["tiny"]) / "diffusion_pytorch_model.safetensors")} if spec["tiny"] else {}
+    started = time.perf_counter()
+    model = StableDiffusion(model_path=spec["checkpoint"], wtype=kind, verbose=False, **options)
+    load, taken = time.perf_counter() - started, {}
+    for count in (1, 1, 3):  # the first is for what is allocated then
+        before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         model.generate_image(
             prompt=spec["prompt"], negative_prompt=spec["negative"], cfg_scale=spec["guidance"], height=spec["height"],
             width=spec["width"], sample_steps=count, sample_method="euler", seed=1,
         )  # fmt: skip
-        seconds[count] = time.perf_counter() - started
-    step = (seconds[3] - seconds[1]) / 2
-    rest = seconds[1] - step
-    runs = [
-        {"k": job["k"], "seconds": step * (spec["steps"] - job["k"]) + rest, "step_s": step} for job in spec["jobs"]
-    ]
-    return {"load_s": 0.0, "runs": runs, "checkpoint": folder.name}
+        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        taken[count] = np.array([seconds, cpu])
+    step = (taken[3] - taken[1]) / 2
+    rest, runs = taken[1] - step, []
+    for job in spec["jobs"]:
+        steps = step * (spec["steps"] - job["k"])
+        seconds, cpu = steps + rest
+        one = {"seconds": seconds, "steps_s": steps[0], "decode_s": rest[0], "cpu_s": cpu}
+        runs.append({"k": job["k"]} | {name: float(value) for name, value in one.items()})
+    return {"load_s": load, "runs": runs}
 
 
 def run(spec: dict[str, Any]) -> dict[str, Any]:
     system = spec["system"]
-    if system == "stable-diffusion.cpp":
+    if system.startswith("stable-diffusion.cpp"):
         return stable_diffusion_cpp(spec)
     import torch
 

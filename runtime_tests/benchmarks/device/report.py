@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .systems import EAGER, SYSTEMS, System
+from .systems import EAGER, SYSTEMS, WITH_CPP, System
 
-_BY_KEY = {s.key: s for s in SYSTEMS}
+_BY_KEY = {s.key: s for s in (*SYSTEMS, *WITH_CPP)}
 
 
 def summary(runs: Sequence[dict[str, Any]], pictures: Path, where: dict[str, Any]) -> dict[str, Any]:

@@ -66,4 +66,21 @@ OURS = (
     ours("cpu", "int8", DEFAULT, tiny=True, lean=True),
 )
 SYSTEMS = (*PEERS, *OURS)
+# stable-diffusion.cpp loads BK-SDM-tiny and no small-sd
+WITH_CPP = (
+    System("diffusers fp32"),
+    System("stable-diffusion.cpp f16"),
+    System("stable-diffusion.cpp q8_0"),
+    System("stable-diffusion.cpp q8_0", tiny=True),
+    ours("cpu", "fp32", PLAIN),
+    ours("openvino", "auto", PLAIN),
+    ours("openvino", "auto", DEFAULT),
+    ours("openvino", "auto", QUICK, tiny=True),
+)
+
+
+def systems_of(checkpoint: str) -> tuple[System, ...]:
+    return WITH_CPP if checkpoint == "bk-sdm-tiny" else SYSTEMS
+
+
 EAGER = "diffusers fp32, own decoder"
