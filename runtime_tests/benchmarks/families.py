@@ -57,10 +57,10 @@ def child(command: list[str], log: Path) -> tuple[str, int]:
     return log.read_text().strip(), usage.ru_maxrss * 1024
 
 
-def exported(work: Path, source: Path, out: Path, tiny: Path) -> dict[str, Any]:
+def exported(work: Path, source: Path, out: Path, tiny: Path, *more: str) -> dict[str, Any]:
     """Seconds, and the peak of resident memory over the bytes of the checkpoint in float32."""
     command = [sys.executable, "-c", "from obclip.edge.cli import main; main()", "export", str(source), str(out)]
-    command += ["--targets", "cpu", "--force", "--json", "--tiny-decoder", str(tiny)]
+    command += ["--targets", "cpu", "--force", "--json", "--tiny-decoder", str(tiny), *more]
     started = time.perf_counter()
     _, peak = child(command, work / "export.log")
     size = sum(p.stat().st_size for p in source.rglob("*.safetensors"))
@@ -134,6 +134,8 @@ def row_of(name: str, work: Path) -> dict[str, Any]:
         "components": {c.name: c.verification for c in manifest.components},
         "variants": {f"{v.component} {v.role}": v.verification["psnr_db"] for v in manifest.variants},
     }  # fmt: skip
+    row["unverified"] = exported(work, source, work / "unverified", tiny, "--no-verify")
+    shutil.rmtree(work / "unverified")
     row["onnx_runtime"] = by_onnx_runtime(bundle)
     row["optimum"] = by_optimum(work, source, bundle)
     for folder in (source, bundle):

@@ -41,12 +41,20 @@ class SharedData:
         return offset
 
     def adopt(self, model: Path) -> None:
-        """Remember the tensors of the model at `model` that lie in this file."""
-        for value in ir.load(model).graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).name == self.path.name:
-                raw = _bytes(tensor)
-                self._places[hashlib.sha256(raw).digest(), len(raw)] = int(tensor.offset or 0)
+        """Remember the tensors of the model at `model` that lie in this file.
+
+        Each is read, not mapped: mapped pages would stay, as many as all of the weights.
+        """
+        found = [v.const_value for v in ir.load(model).graph.initializers.values()]
+        mine = [t for t in found if isinstance(t, ir.ExternalTensor) and Path(t.path).name == self.path.name]
+        if not mine:
+            return
+        with self.path.open("rb") as file:
+            for tensor in mine:
+                offset = int(tensor.offset or 0)
+                file.seek(offset)
+                raw = file.read(tensor.nbytes)
+                self._places[hashlib.sha256(raw).digest(), len(raw)] = offset
 
     def save(self, model: ir.Model, path: Path) -> None:
         """Write `model` to `path`, beside this file, its large tensors in it. OSError: disk full."""

@@ -188,13 +188,14 @@ def _residual(resnet: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
 class Linear(nn.Module):
     """x W + b with W as it is multiplied, so that the graph holds no transpose and every graph the same bytes.
 
-    rows: those of the layer's outputs that are wanted. A 1 x 1 convolution counts as a linear layer.
+    rows: those of the layer's outputs that are wanted. A 1 x 1 convolution counts as a linear layer. The weights are
+    views of the layer's: they are laid out anew when they are written, one at a time.
     """
 
     def __init__(self, layer: Any, rows: slice = slice(None)) -> None:
         super().__init__()
         weight = layer.weight.detach().flatten(1)[rows]  # (out, in)
-        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
+        self.weight = nn.Parameter(weight.t(), requires_grad=False)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[rows], requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
