@@ -245,6 +245,7 @@ def test_composed_seconds_count_every_pass_once(monkeypatch: pytest.MonkeyPatch)
         assert count <= composed_cloud_seconds(setup, method, prompts, 1, made) < count + 1
     assert len(ran) == len(made) < 12  # kinds that two plans share are run once
     assert composed_cloud_seconds(setup, Method("device", DEVICE), prompts, 1, made) is None
+    assert composed_cloud_seconds(setup, Method("shared", OBLIVIOUS, 5, "cache + reuse"), prompts, 1, made) is None
 
     monkeypatch.setattr(composed, "time_pass", lambda path, variant, *rest: {"full": 3.0, "shallow": 1.0}[variant.role])
     device = composed.DevicePasses(Bundle.open("emoji").folder, "cpu", 1)

@@ -22,12 +22,13 @@ from .methods import Method, start_of
 
 
 def composed_cloud_seconds(setup: Setup, method: Method, prompts: Sequence[str], runs: int, made: Made) -> float | None:
-    """Of the method's plan: each kind of pass timed once, and counted as often as the plan has it. None: no cloud.
+    """Of the method's plan: each kind of pass timed once, and counted as often as the plan has it. None: no cloud, or
+    attention maps shared with a pivot by more candidates than fit into a pass: each would run the pivot anew.
 
     made: kinds that other methods' plans have too.
     """
     plan = cloud_plan(setup, method, prompts)
-    if plan is None:
+    if plan is None or (method.plan == "cache + reuse" and len(prompts) > setup.rows):
         return None
     count = len({member for step in plan.steps for row in step.rows for member in row.members})
     found = compose(setup.model, setup.pair, prompts[:count], steps_of(method, setup.pair), plan, runs, made)
