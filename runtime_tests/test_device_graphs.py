@@ -20,8 +20,6 @@ from obclip.core.errors import InputError
 from obclip.core.manifest import Variant
 from obclip.export.graphs import export_device_graphs
 
-pytestmark = pytest.mark.usefixtures("traces")
-
 SIDE, TOKENS, DEPTH = 16, 5, 2
 SD = dict(
     sample_size=SIDE, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=24, norm_num_groups=8,

@@ -21,8 +21,6 @@ from obclip.edge.generate import prepare
 from obclip.edge.steps import PLAIN, Saving, default_saving, passes, plan_steps
 from obclip.export.graphs import export_device_graphs
 
-pytestmark = pytest.mark.usefixtures("traces")
-
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "device_steps.json"
 PROMPT, SEED = "noto style emoji of a woman cook", 11
 

@@ -1,7 +1,7 @@
 """PyTorch's exporter traces a model for seconds, however small it is: tests trace each model once a session.
 
-A second trace of the same weights, settings and example shapes is the first one's graph, read back from a file. What
-happens to the graph afterwards (halving, saving, verification) is done anew every time.
+A second trace of a part with the same weights, settings and example shapes is the first one's graph, read back from a
+file. What happens to it afterwards (halving, saving, verification) is done anew every time, and so are device graphs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import onnx_ir as ir
 import pytest
 import torch
 
-import obclip.export.graphs.export as graphs
 import obclip.export.onnx_export as onnx_export
 
 
@@ -37,17 +36,12 @@ def kept(folder: Path) -> Iterator[Callable[[], int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_export, "trace", remembered(onnx_export.trace, _of_part))
-        patch.setattr(graphs, "_trace", remembered(graphs._trace, _of_graph))
         yield lambda: len(list(folder.iterdir()))
 
 
 def _of_part(part: Any) -> Any:
     shapes = {name: (tuple(x.shape), str(x.dtype)) for name, x in part.inputs(2, 1.0, 0).items()}
     return part.name, shapes, part.outputs, part.dynamic, part.free, sorted(map(str, part.config.items()))
-
-
-def _of_graph(graph: Any) -> Any:
-    return graph.role, {name: tuple(x.shape) for name, x in graph.inputs.items()}, graph.outputs, graph.free
 
 
 def _digest(module: torch.nn.Module, described: Any) -> str:
