@@ -200,10 +200,13 @@ def test_layers_that_are_left_out_stay_as_they_were(source: Path, feeds: list[Fe
 
 
 @pytest.mark.parametrize("precision", ["int8", "w8", "fp16"])
-def test_weights_stored_as_float16_are_weights(precision: str, feeds: list[Feed], tmp_path: Path):
+def test_weights_stored_as_float16_are_weights(precision: str, source: Path, feeds: list[Feed], tmp_path: Path):
+    """As good as from float32: how good int8 is differs, for processors without VNNI saturate its products."""
     half = small_model(tmp_path / "half.onnx", "float16")
     assert [layer.name for layer in layers(load_graph(half))] == LAYERS
-    assert quantise(half, tmp_path / "out.onnx", precision, feeds).verdict.psnr_db > 30
+    whole = quantise(source, tmp_path / "whole.onnx", precision, feeds).verdict.psnr_db
+    assert whole > 20
+    assert quantise(half, tmp_path / "out.onnx", precision, feeds).verdict.psnr_db > whole - 1
 
 
 def test_new_weights_join_the_data_file_once(source: Path, feeds: list[Feed], tmp_path: Path):
