@@ -89,7 +89,7 @@ def export_bundle(
     precisions: further ones of the UNet and the decoders (obclip.export.quantise), for each of the targets;
     calibration: what they are calibrated with, by default the device's own trajectories on a few prompts.
     components: of the parts, those to write ("unet", ...), all by default; a device draws without "vae_encoder".
-    verify: without, fp32 and fp16 parts are not compared with PyTorch, in a third less memory; the manifest says so.
+    verify: without, fp32 and fp16 parts are not compared with PyTorch, which takes half the memory; the manifest tells.
     merge: of device graphs, see `export_device_graphs`.
     progress(part, phase, seconds).
 

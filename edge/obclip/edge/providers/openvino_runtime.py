@@ -20,7 +20,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 class OpenVinoProvider:
     name, full_name, target = "openvino", "OpenVINO runtime, CPU", "openvino"
-    # Compiling makes a copy of the weights, which one run does not repay: at small-sd's size 0.7 GB and a second
+    # Compiling makes a copy of the weights, which one run does not repay: 0.7 GB for small-sd's texts
     once = "cpu"
 
     @staticmethod
