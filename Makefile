@@ -1,6 +1,7 @@
 # make demo: environment, then one private image from prompt to PNG.   make test: environment, lint, types, tests.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
@@ -20,7 +21,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What the device side needs (the base install) must exist as wheels on every platform it is meant for.
 platforms:

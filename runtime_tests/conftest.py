@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import their helpers (tiny.py) by name
 
-from processes import cloud_process
-from tiny import make_sd_folder
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of several workers each has a core of its own: threads that wait awake would take the others' time."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+
+
+from processes import cloud_process  # noqa: E402
+from tiny import make_sd_folder  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +36,13 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """From here on each model is traced once a session (traces.py)."""
+    """From here on each model is traced once a session (traces.py), whichever worker needs it first."""
     from traces import kept
 
-    with kept(tmp_path_factory.mktemp("traces")):
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traces"
+    folder.mkdir(exist_ok=True)
+    with kept(folder):
         yield
 
 

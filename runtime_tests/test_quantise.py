@@ -336,6 +336,22 @@ def test_choosing_goes_on_until_the_floor_is_met_or_gives_up():
         choose(table, lambda excluded: Verdict(50.0, 50.0, 50.0, 1.2), 30.0)
 
 
+def test_choosing_goes_back_from_what_is_far_above_the_floor():
+    table = [Damage((f"layer{i:02}",), 1.0 if i < 40 else 0.001, 0.01) for i in range(100)]
+    seen = []
+
+    def judge(excluded: tuple[str, ...]) -> Verdict:  # gains more by each layer than its damage alone foretells
+        seen.append(len(excluded))
+        psnr_db = 20 + 1.5 * len(excluded)
+        return Verdict(psnr_db, psnr_db, psnr_db)
+
+    choice = choose(table, judge, 24.0)
+    assert 24 <= choice.verdict.psnr_db < 26
+    assert [count for count, _ in choice.rounds] == seen
+    assert seen[0] == 0
+    assert max(seen) > len(choice.excluded) == 3
+
+
 def test_neighbours_with_one_input_stay_in_one_group(source: Path):
     found = layers(load_graph(source))
     twice = [found[0], found[0], found[1], *found]

@@ -27,7 +27,7 @@ def machine_where(seconds: Callable[[Opening], float]) -> tuple[Tuned, list[Open
 
 
 def test_each_setting_is_kept_if_it_gains_and_tried_on_top_of_those_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("obclip.edge.tuning.usable_cores", lambda: 4)
     found, tried = machine_where(lambda o: 1.0 - 0.2 * (o.threads == 3) - 0.1 * (not o.spinning) + 0.3 * (not o.arena))
     assert (found.threads, found.spinning, found.arena) == (3, False, True)
     assert [o.threads for o in tried] == [None, 4, 3, 2, 1, 3, 3]

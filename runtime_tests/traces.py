@@ -7,6 +7,7 @@ file. What happens to it afterwards (halving, saving, verification) is done anew
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ def kept(folder: Path) -> Iterator[Callable[[], int]]:
             if path.exists():
                 return ir.load(path)
             model = trace(asked)
-            ir.save(model, path)
+            begun = path.with_suffix(f".{os.getpid()}")
+            ir.save(model, begun)
+            begun.replace(path)
             return model
 
         return once

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from obclip.core.errors import InputError
 from obclip.core.files import atomic_write_bytes
 from obclip.core.manifest import Manifest, Variant
 from obclip.edge.graph_cache import user_cache, versions
-from obclip.edge.machine import processor
+from obclip.edge.machine import processor, usable_cores
 from obclip.edge.providers.base import Opening, Provider
 from obclip.edge.timing import time_pass
 
@@ -69,7 +68,7 @@ def search(provider: str, opening: Opening, measure: Callable[[Opening], float])
 
 
 def _changes(provider: str) -> list[dict[str, Any]]:
-    threads = [{"threads": count} for count in range(os.cpu_count() or 1, 0, -1)]
+    threads = [{"threads": count} for count in range(usable_cores(), 0, -1)]
     return [*threads, {"spinning": False}, {"arena": False}] if provider == "cpu" else list(threads)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ _NOISY = 8.0  # times its share of the work: what a group may add of the error b
 _ROUNDS = 6
 _LEAST_SHARE = 0.5
 _HEADROOM_DB = 0.5
+_OVERSHOOT_DB = 2.0
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,34 @@ def _noise(
 def choose(table: Sequence[Damage], judge: Callable[[tuple[str, ...]], Verdict], floor_db: float) -> Choice:
     """Leave out cheap and noisy groups at once, then as many more as the floor takes; errors of groups add up, roughly.
 
+    Where they do not, and what met the floor is far above it, fewer are tried, halfway to what did not meet it.
     judge(excluded) measures the whole. VerificationError if less than half of the work could be quantised.
     """
     total = sum(d.noise for d in table)
-    left = [d for d in table if d.noise / total > _NOISY * d.share] if total > 0 else []
-    rest = [d for d in table if d not in left]
+    count = sum(d.noise / total > _NOISY * d.share for d in table) if total > 0 else 0  # the table begins with them
+    below, best = -1, None
     rounds: list[tuple[int, Verdict]] = []
-    while sum(d.share for d in rest) >= _LEAST_SHARE and len(rounds) < _ROUNDS:
-        excluded = tuple(name for d in left for name in d.layers)
+    while len(rounds) < _ROUNDS and (share := sum(d.share for d in table[count:])) >= _LEAST_SHARE:
+        excluded = tuple(name for d in table[:count] for name in d.layers)
         verdict = judge(excluded)
         rounds.append((len(excluded), verdict))
         if verdict.meets(floor_db):
-            return Choice(excluded, sum(d.share for d in rest), verdict, tuple(table), tuple(rounds))
-        allowed = sum(d.noise for d in rest) * 10 ** (-_gap_db(verdict, floor_db) / 10)
-        while rest and sum(d.noise for d in rest) > allowed:
-            left.append(rest.pop(0))
+            best = Choice(excluded, share, verdict, tuple(table), ())
+            above = count
+            if below < 0 or verdict.psnr_db < floor_db + _OVERSHOOT_DB:
+                break
+        else:
+            below = count
+        if best is None:
+            allowed = sum(d.noise for d in table[count:]) * 10 ** (-_gap_db(verdict, floor_db) / 10)
+            while count < len(table) and sum(d.noise for d in table[count:]) > allowed:
+                count += 1
+        elif above - below > 1:
+            count = (above + below) // 2
+        else:
+            break
+    if best is not None:
+        return replace(best, rounds=tuple(rounds))
     last = rounds[-1][1] if rounds else Verdict(float("nan"), float("nan"), float("nan"), float("nan"))
     raise VerificationError(
         f"with half of the work in float32 int8 pictures are still {last.psnr_db:.1f} dB from float32's (wanted "
