@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from runtime_tests.benchmarks.device.report import peaks, summary, table
-from runtime_tests.benchmarks.device.systems import EAGER, SYSTEMS
+from runtime_tests.benchmarks.device.systems import EAGER, SYSTEMS, systems_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 OURS = next(s for s in SYSTEMS if s.ours and not s.tiny)
@@ -37,6 +37,15 @@ def test_ratios_are_of_medians_and_each_table_has_its_own(tmp_path: Path):
     eager = next(row for row in found["rows"] if row["system"] == EAGER)
     assert (eager["seconds"], eager["runs"], eager["peak_bytes"]) == (100.0, 3, 10**9 + 2)
     assert "6.0 x the best" in table(found)
+
+
+def test_without_bfloat16_float32_takes_its_place():
+    found = systems_of("small-sd", bf16=False)
+    assert not [s.key for s in found if "bf16" in s.key or "bf16" in s.options.values()]
+    assert len({s.key for s in found}) == len(found)
+    assert {"diffusers fp32, own decoder", "optimum-intel fp32, own decoder"} <= {s.key for s in found}
+    assert {s.options["precision"] for s in found if s.ours and "openvino fp32" in s.name} == {"fp32"}
+    assert all(s in found for s in systems_of("small-sd") if "bf16" not in s.key)
 
 
 def test_fidelity_is_of_the_pictures(tmp_path: Path):

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny import make_sd_folder
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
@@ -28,9 +26,6 @@ from obclip.edge import Bundle
 from obclip.edge.steps import Saving
 from obclip.export import export_bundle
 from runtime_tests.benchmarks import server_time
-from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, two_parties, work
-from runtime_tests.benchmarks.crypto.pictures import errors_of, noisy
-from runtime_tests.benchmarks.layers import Layer
 from runtime_tests.benchmarks.server_fidelity import request_for
 from runtime_tests.benchmarks.table2 import __main__ as harness
 from runtime_tests.benchmarks.table2 import composed, he_diffusion
@@ -254,29 +249,6 @@ def test_composed_seconds_count_every_pass_once(monkeypatch: pytest.MonkeyPatch)
     assert device.of(setup, Method("server", SERVER)) == {"device_s": 0.0, "decode_s": device.decode_s}
 
 
-def test_layers_errors_are_on_every_layer_and_within_what_was_measured():
-    """Against one UNet pass in the clear: none without errors, more with larger ones, none left behind."""
-    model = load_model(load_pair("emoji"))
-    measured = errors_of(json.loads((RESULTS / "crypto.json").read_text())["semi2k"]["layers"])
-    unet, random = model.layered.unet, torch.Generator().manual_seed(0)
-    x = torch.randn(2, 4, *load_pair("emoji").latent_shape[1:], generator=random)
-    text = torch.randn(2, model.text.max_tokens, unet.config.cross_attention_dim, generator=random)
-
-    def off(scale: float) -> float:
-        with torch.inference_mode(), noisy(model, {key: scale * e for key, e in measured.items()}) as met:
-            found = unet(x, torch.tensor(501.0), text, return_dict=False)[0]
-        assert len(met) == 75  # of the table's shapes of this UNet, all
-        return float((found - wanted).abs().max() / wanted.abs().max())
-
-    with torch.inference_mode():
-        wanted = unet(x, torch.tensor(501.0), text, return_dict=False)[0]
-        assert off(0.0) == 0
-        assert 1e-5 < off(1.0) < off(30.0)
-        assert torch.equal(unet(x, torch.tensor(501.0), text, return_dict=False)[0], wanted)
-        with pytest.raises(KeyError), noisy(model, {}):
-            unet(x, torch.tensor(501.0), text)
-
-
 def run(module: str, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"runtime_tests.benchmarks.{module}", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -356,54 +328,3 @@ def test_tables_have_a_line_for_every_row():
     assert "391 B" in table2(rows, 2)
     assert "| 0.5 |" in table1(rows, 2)
     assert b"attributes,attributes_low,attributes_high" in as_csv(rows).splitlines()[0]
-
-
-def test_multiplications_of_packed_layers_by_enumeration():
-    """A convolution written out: a product of a channel's ciphertext a weight, a shift for every tap but one."""
-    c_in, c_out, kernel, h, w, slots = 3, 5, 3, 16, 20, 256
-    blocks = -(-h * w // slots)
-    products = sum(1 for _ in range(c_out) for _ in range(c_in) for _ in range(kernel**2) for _ in range(blocks))
-    shifts = sum(1 for _ in range(c_in) for tap in range(kernel**2) if tap for _ in range(blocks))
-    assert he_operations(Layer("conv", (c_in, c_out, kernel, h, w), 1), slots) == (products, shifts)
-    assert he_operations(Layer("silu", (100,), 1), slots) == (0, 0)
-    operations = {"slots": slots, "multiply_plain_s": 0.5, "add_s": 0.25, "rotate_s": 2.0}
-    found = he_bound_s([Layer("conv", (c_in, c_out, kernel, h, w), 2)], operations, 10)
-    assert found["seconds"] == pytest.approx(2 * c_in * c_out * 9 * h * w / slots * 0.75 * 10)
-    assert found["channel_packed_s"] == pytest.approx(2 * (products * 0.75 + shifts * 2) * 10)
-    assert found["seconds"] <= found["channel_packed_s"]
-
-
-def test_wide_convolutions_are_fitted_apart_from_products():
-    """Time made of a constant for each channel to unfold, which a 1 x 1 has none of; foretold for shapes left out."""
-
-    def row(c_in: int, kernel: int) -> dict[str, Any]:
-        seconds = 0.05 + (0.002 * c_in if kernel > 1 else 0)
-        return {"kind": "conv", "shape": (c_in, 8, kernel, 4, 4), "seconds": seconds, "bytes": 10.0, "messages": kernel}
-
-    fit = Fit.of([row(c, kernel) for c in (4, 16, 40, 100, 256) for kernel in (1, 3)])
-    for kernel in (1, 3):
-        wanted = row(64, kernel)
-        seconds, _, messages = fit.predict(Layer("conv", wanted["shape"], 1))
-        assert seconds == pytest.approx(wanted["seconds"], rel=1e-3)
-        assert messages == kernel
-
-
-@given(
-    weights=st.lists(st.floats(0.1, 10), min_size=6, max_size=6),
-    shapes=st.lists(st.tuples(*[st.integers(1, 64)] * 3), min_size=12, max_size=20, unique=True),
-)
-def test_a_fit_finds_what_the_numbers_were_made_from(weights: list[float], shapes: list[tuple[int, int, int]]):
-    true = np.array(weights) * np.array([1e-6, 1e-4, 1e-4, 1e-4, 0, 1e-2])
-    rows = [
-        {"kind": "linear", "shape": s, "seconds": float(work("linear", s) @ true), "bytes": 8.0 * s[0], "messages": 2}
-        for s in shapes
-    ]
-    fit = Fit.of([*rows, {"kind": "silu", "shape": (9,), "seconds": 1.0, "bytes": 1.0, "messages": 1}])
-    assert fit.error["linear"] is not None
-    assert fit.error["linear"] < 0.25
-    assert fit.error["silu"] is None  # nothing to foretell it from
-    layers = [Layer("linear", s, 3) for s in shapes]
-    whole = two_parties(layers, fit, rows, 10)
-    assert whole["compute_s"] == pytest.approx(30 * sum(r["seconds"] for r in rows))
-    assert (whole["messages"], whole["shapes_measured"]) == (60 * len(shapes), len(shapes))
-    assert whole["WAN_s"] > whole["LAN_s"] > whole["compute_s"]

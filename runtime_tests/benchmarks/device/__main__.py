@@ -29,6 +29,7 @@ from obclip.core.pairs import load_pair
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge.machine import machine
+from obclip.edge.providers import find
 from obclip.export import Calibration, export_bundle
 
 from ..checkpoints import make_checkpoint, make_tiny_decoder
@@ -77,6 +78,11 @@ def _tell(part: str, phase: str, seconds: float) -> None:
     print(f"{part}: {phase} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16, as OpenVINO says."""
+    return "bf16" in find("openvino").arithmetics()
+
+
 def latents_at(work: Path, checkpoint: str, k: int) -> Path:
     """What a cloud would return at step k: smooth clean latents of unit variance under the schedule's noise."""
     config = json.loads((work / checkpoint / "scheduler" / "scheduler_config.json").read_text())
@@ -110,6 +116,7 @@ def run_one(work: Path, checkpoint: str, system: System, ks: list[int], peers: P
         "tiny": str(work / "taesd") if system.tiny else None,
         "work": str(work / "prepared"),
         "prepare": False,
+        "bf16": has_bf16(),
         "bundle": str(work / "bundle"),
         "pair": str(work / "pair.toml"),
         "options": system.options,
@@ -146,7 +153,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     prepare(asked.work, asked.checkpoint, asked.calibration_prompts)
-    chosen = [s for s in systems_of(asked.checkpoint) if (asked.only or "") in s.key]
+    chosen = [s for s in systems_of(asked.checkpoint, has_bf16()) if (asked.only or "") in s.key]
     rows = []
     for k in asked.k:
         for number in range(asked.repeats):

@@ -2,9 +2,10 @@
 
     PYTHON peers.py SPEC.json
 
-SPEC: `system`, `checkpoint` (a diffusers folder), `tiny` (an AutoencoderTiny folder, or null for the checkpoint's own
-decoder), `work` (a folder for what a peer prepares once), `prompt`, `negative`, `guidance`, `steps`, `prepare` (only
-do that), and `jobs`: `k`, `latents` (npy, float32 [1, 4, h, w]), `out` (files' prefix). The last line printed is JSON.
+SPEC: `system`, `bf16` (whether the processor computes in it), `checkpoint` (a diffusers folder), `tiny` (an
+AutoencoderTiny folder, or null for the checkpoint's own decoder), `work` (a folder for what a peer prepares once),
+`prompt`, `negative`, `guidance`, `steps`, `prepare` (only do that), and `jobs`: `k`, `latents` (npy, float32
+[1, 4, h, w]), `out` (files' prefix). The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def openvino_pipeline(spec: dict[str, Any], kind: str) -> Any:
     from optimum.intel import OVStableDiffusionPipeline
 
     folder = Path(spec["work"]) / f"optimum-intel-{kind}{'-tiny' if spec['tiny'] else ''}"
-    hint = {"INFERENCE_PRECISION_HINT": "f32" if kind == "fp32" else "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    bf16 = spec["bf16"] and kind != "fp32"
+    hint = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
     if spec["prepare"] and not (folder / "model_index.json").exists():
         source = with_tiny(spec) if spec["tiny"] else spec["checkpoint"]
         made = OVStableDiffusionPipeline.from_pretrained(

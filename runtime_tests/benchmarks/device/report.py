@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .systems import EAGER, SYSTEMS, WITH_CPP, System
+from .systems import EAGER, SYSTEMS, WITH_CPP, System, without_bf16
 
-_BY_KEY = {s.key: s for s in (*SYSTEMS, *WITH_CPP)}
+_ALL = (*SYSTEMS, *WITH_CPP)
+_BY_KEY = {s.key: s for s in (*_ALL, *without_bf16(_ALL))}
 
 
 def summary(runs: Sequence[dict[str, Any]], pictures: Path, where: dict[str, Any]) -> dict[str, Any]:

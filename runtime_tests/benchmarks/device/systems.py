@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 PLAIN, DEFAULT, QUICK = (1, 1.0), (2, 0.6), (4, 0.4)  # what device_steps.json measured on the embedded pair
@@ -79,8 +79,20 @@ WITH_CPP = (
 )
 
 
-def systems_of(checkpoint: str) -> tuple[System, ...]:
-    return WITH_CPP if checkpoint == "bk-sdm-tiny" else SYSTEMS
+def without_bf16(systems: tuple[System, ...]) -> tuple[System, ...]:
+    """Float32 in place of bfloat16, for processors that have no arithmetic for it and would imitate it slowly."""
+    found = []
+    for s in systems:
+        if s.name.startswith("diffusers bf16"):
+            continue
+        options = s.options | {"precision": "fp32"} if s.options.get("precision") == "bf16" else s.options
+        found.append(replace(s, name=s.name.replace("bf16", "fp32"), options=options))
+    return tuple(found)
+
+
+def systems_of(checkpoint: str, bf16: bool = True) -> tuple[System, ...]:
+    chosen = WITH_CPP if checkpoint == "bk-sdm-tiny" else SYSTEMS
+    return chosen if bf16 else without_bf16(chosen)
 
 
 EAGER = "diffusers fp32, own decoder"

@@ -13,6 +13,8 @@ from obclip.cloud.engine import execute, run_step
 from obclip.cloud.model import CloudModel
 from obclip.cloud.plan import Plan, build_plan
 from obclip.cloud.plans import Planner
+from obclip.cloud.text import TextEncoders
+from obclip.core.errors import InputError
 from obclip.core.pairs import Pair
 from obclip.core.wire import Request
 from obclip.edge.steps import PLAIN, default_saving
@@ -60,7 +62,8 @@ def _of_set(setup: Setup, method: Method, one: PromptSet, seed: int, sanitizers:
         return device.decode(device.complete(one.prompts, None, 0, seed, PLAIN))
     if method.kind == SANITIZED:
         assert sanitizers is not None
-        sent = [sanitizers.sanitize(method, prompt, seed + 7919 * i) for i, prompt in enumerate(one.prompts)]
+        words = [sanitizers.sanitize(method, prompt, seed + 7919 * i) for i, prompt in enumerate(one.prompts)]
+        sent = [fitting(setup.model.text, text) for text in words]
         names = sorted(set(sent))
         drawn = device.decode(_latents(setup, method, names, pair.steps, seed))
         return drawn[[names.index(text) for text in sent]]
@@ -79,6 +82,18 @@ def _of_set(setup: Setup, method: Method, one: PromptSet, seed: int, sanitizers:
         latents = np.concatenate([_latents(setup, method, group, method.k, seed) for group in groups])
     saving = default_saving(pair.name) if method.saving else PLAIN
     return device.decode(device.complete(one.prompts, latents, start_of(method, pair), seed, saving))
+
+
+def fitting(text: TextEncoders, prompt: str) -> str:
+    """What an encoder would read of a sanitizer's words: those at the end are left out until the rest fit."""
+    words = prompt.split(" ")
+    for count in range(len(words), 0, -1):
+        try:
+            text.check([" ".join(words[:count])])
+        except InputError:
+            continue
+        return " ".join(words[:count])
+    return ""
 
 
 @torch.inference_mode()
