@@ -4,8 +4,8 @@
     python -m runtime_tests.benchmarks.merge_tokens --work DIR --checkpoint SMALL_SD --json ...    # seconds
 
 Pictures: the embedded pair's cloud model, which is there as PyTorch, exported as a device has it, with keys and values
-of every row and column of tokens, of every second and of every fourth. Each finishes what the cloud hands over at k; they
-are judged as in `device_steps`. Seconds: whole passes of the checkpoint's device graphs, exported without and with, in
+of every row and column of tokens, of every second and of every fourth. Each finishes what the cloud gives at k, and
+is judged as in `device_steps`. Seconds: whole passes of the checkpoint's device graphs, exported without and with, in
 turns. DIR keeps the bundles.
 """
 
