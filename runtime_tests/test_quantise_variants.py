@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -23,8 +24,11 @@ from obclip.core.pairs import Pair, load_pair
 from obclip.core.wire import Request
 from obclip.edge import Bundle
 from obclip.export.graphs import export_device_graphs
+from obclip.export.quantise import variants
 from obclip.export.quantise.conditions import encode
+from obclip.export.quantise.graph import layers, load_graph
 from obclip.export.quantise.prompts import EMOJI, PEOPLE
+from obclip.export.quantise.sensitivity import Damage
 from obclip.export.quantise.trajectories import trajectories
 from obclip.export.quantise.unets import DeviceUnet, WholeUnet
 from obclip.export.quantise.variants import Setting, prepare, quantise_decoder, quantise_unet, some_passes
@@ -154,6 +158,31 @@ def test_variants_of_device_graphs(
     if precision == "int8":
         assert full.verification["quantised_share"] >= 0.5
         assert len(full.verification["sensitivity"]) > 5
+
+
+def test_graphs_of_the_same_layers_are_measured_once(
+    setting: Setting, bundle: Path, graphs: tuple[Variant, ...], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def counted(source: Path, ranges: object, feeds: object, target: str) -> list[Damage]:
+        asked.append(source.name)
+        return [Damage((layer.name,), 1.0, 0.1) for layer in layers(load_graph(source))]
+
+    monkeypatch.setattr(variants, "damage", counted)
+    full, shallow = bundle / graphs[2].file, bundle / graphs[3].file
+    model = load_graph(full)
+    for node in model.graph:
+        node.name = f"other_{node.name}"
+    renamed = full.with_name("renamed.onnx")
+    ir.save(model, renamed)
+    fresh = replace(setting, measured={})
+    for path in (full, renamed, shallow, full):
+        table, names = variants._sensitivity(fresh, path, {}, [], "cpu")
+        assert names == [layer.name for layer in layers(load_graph(path))]
+        assert [d.layers for d in table] == [(name,) for name in names]
+    renamed.unlink()
+    assert asked == [full.name, shallow.name]
 
 
 def test_variants_without_device_graphs_and_of_the_decoder(setting: Setting, bundle: Path):

@@ -40,7 +40,8 @@ SENSITIVITY_FEEDS = 2
 class Setting:
     """What one UNet or decoder is quantised with. calibrate: trajectories that ranges come from; judge: the others.
 
-    measured: sensitivity by file, so that a graph which several targets have in common is measured once.
+    measured: sensitivity by the weights that a graph's layers read, in order: targets whose graphs differ in
+    attention's operator alone are measured once.
     """
 
     pair: Pair
@@ -51,7 +52,7 @@ class Setting:
     latent_scale: float
     floor_db: float = FLOOR_DB
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES
-    measured: dict[Path, list[Damage]] = field(default_factory=dict, compare=False)
+    measured: dict[tuple[object, ...], tuple[list[str], list[Damage]]] = field(default_factory=dict, compare=False)
 
 
 def prepare(
@@ -161,10 +162,8 @@ def _mixed(
 ) -> tuple[dict[str, Range], Choice]:
     ranges = activation_ranges(source, tensors_to_range(load_graph(source), target), feeds)
     tell(f"{source.name}: calibrated on {len(feeds)} inputs")
-    if source not in setting.measured:
-        setting.measured[source] = damage(source, ranges, every(feeds, SENSITIVITY_FEEDS), target)
-    table = setting.measured[source]
-    names = [layer.name for layer in layers(load_graph(source))]
+    table, names = _sensitivity(setting, source, ranges, feeds, target)
+    tell(f"{source.name}: sensitivity of {len(names)} layers, by groups")
 
     def measured(excluded: tuple[str, ...]) -> Verdict:
         chosen = [name for name in names if name not in excluded]
@@ -173,6 +172,20 @@ def _mixed(
         return verdict
 
     return ranges, choose(table, measured, setting.floor_db)
+
+
+def _sensitivity(
+    setting: Setting, source: Path, ranges: dict[str, Range], feeds: Sequence[Feed], target: str
+) -> tuple[list[Damage], list[str]]:
+    """Damage of the graph's groups, as measured on this or another graph of the same layers; names of its layers."""
+    model = load_graph(source)
+    found = layers(model)
+    names, key = [layer.name for layer in found], (source.parent, *(_key(model, layer.weight) for layer in found))
+    if key not in setting.measured:
+        setting.measured[key] = names, damage(source, ranges, every(feeds, SENSITIVITY_FEEDS), target)
+    theirs, table = setting.measured[key]
+    mine = dict(zip(theirs, names, strict=True))
+    return [replace(d, layers=tuple(mine[name] for name in d.layers)) for d in table], names
 
 
 def _feeds(setting: Setting, target: str, device: bool) -> Sequence[Feed]:
