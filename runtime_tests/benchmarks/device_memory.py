@@ -34,6 +34,7 @@ from obclip.edge.machine import machine, peak_memory_bytes
 from obclip.edge.memory import estimate
 from obclip.edge.steps import Saving
 
+from .device.systems import has_bf16
 from .device.usage import resident_bytes
 
 _EVERY_S = 0.01
@@ -197,7 +198,11 @@ def main() -> None:
             (asked.join / "cgroup.procs").write_text(str(os.getpid()))
         print(json.dumps(child(asked.work, json.loads(asked.child), asked.k)))
         return
-    rows = [run(asked.work, name, o, None, asked.k) for name, o in WAYS.items() if asked.only in name]
+    ways = {name: o for name, o in WAYS.items() if asked.only in name}
+    if not has_bf16():
+        ways = {name.replace("bf16", "fp32"): o | {"precision": o["precision"].replace("bf16", "fp32")}
+                for name, o in ways.items()}  # fmt: skip
+    rows = [run(asked.work, name, o, None, asked.k) for name, o in ways.items()]
     if asked.limits:
         rows += [run(asked.work, name, WAYS[name], mb * 1_000_000, asked.k) for name, mb in LIMITED]
     print("| way | limit MB | s | peak MB | start | text | steps | decoding | anonymous at most |\n" + "|---" * 9 + "|")

@@ -29,12 +29,11 @@ from obclip.core.pairs import load_pair
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge.machine import machine
-from obclip.edge.providers import find
 from obclip.export import Calibration, export_bundle
 
 from ..checkpoints import make_checkpoint, make_tiny_decoder
 from .report import peaks, summary, table
-from .systems import System, systems_of
+from .systems import System, has_bf16, systems_of
 
 STEPS = 25
 FLOOR_DB = 33.0  # of calibration's own pictures, for 30 dB and more in those that are compared
@@ -76,11 +75,6 @@ def prepare(work: Path, checkpoint: str, prompts: int) -> None:
 
 def _tell(part: str, phase: str, seconds: float) -> None:
     print(f"{part}: {phase} ({seconds:.0f} s)", file=sys.stderr, flush=True)
-
-
-def has_bf16() -> bool:
-    """Whether this processor computes in bfloat16, as OpenVINO says."""
-    return "bf16" in find("openvino").arithmetics()
 
 
 def latents_at(work: Path, checkpoint: str, k: int) -> Path:

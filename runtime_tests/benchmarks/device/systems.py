@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from obclip.edge.providers import find
+
 PLAIN, DEFAULT, QUICK = (1, 1.0), (2, 0.6), (4, 0.4)  # what device_steps.json measured on the embedded pair
 
 
@@ -77,6 +79,11 @@ WITH_CPP = (
     ours("openvino", "auto", DEFAULT),
     ours("openvino", "auto", QUICK, tiny=True),
 )
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bfloat16, as OpenVINO says."""
+    return "bf16" in find("openvino").arithmetics()
 
 
 def without_bf16(systems: tuple[System, ...]) -> tuple[System, ...]:
