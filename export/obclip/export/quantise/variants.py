@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from obclip.core.errors import InputError, VerificationError
@@ -106,7 +107,7 @@ def quantise_unet(
     excluded: tuple[str, ...] = ()
     data, ranges = _shared(folder), None
     if precision == "int8":
-        ranges, choice = _mixed(setting, source, feeds, target, judge, tell)
+        ranges, choice = _mixed(setting, source, feeds, every(feeds, SENSITIVITY_FEEDS), target, judge, tell)
         excluded, notes = choice.excluded, choice.to_dict()
     role = "whole" if full is None else "full"
     out = folder / f"{target}_{precision}_{role}.onnx"
@@ -140,7 +141,8 @@ def quantise_decoder(
     excluded: tuple[str, ...] = ()
     ranges = None
     if precision == "int8":
-        ranges, choice = _mixed(setting, source, feeds, target, lambda g: of_graph(g, source, tests), tell)
+        parts = [_middle(feed) for feed in every(feeds, SENSITIVITY_FEEDS)]
+        ranges, choice = _mixed(setting, source, feeds, parts, target, lambda g: of_graph(g, source, tests), tell)
         excluded, notes = choice.excluded, choice.to_dict()
     report = quantise(
         source, out, precision, feeds, target=target, exclude=excluded, ranges=ranges, data=_shared(folder),
@@ -156,13 +158,14 @@ def _mixed(
     setting: Setting,
     source: Path,
     feeds: Sequence[Feed],
+    probes: Sequence[Feed],
     target: str,
     judge: Callable[[Graph], Verdict],
     tell: Progress,
 ) -> tuple[dict[str, Range], Choice]:
     ranges = activation_ranges(source, tensors_to_range(load_graph(source), target), feeds)
     tell(f"{source.name}: calibrated on {len(feeds)} inputs")
-    table, names = _sensitivity(setting, source, ranges, feeds, target)
+    table, names = _sensitivity(setting, source, ranges, probes, target)
     tell(f"{source.name}: sensitivity of {len(names)} layers, by groups")
 
     def measured(excluded: tuple[str, ...]) -> Verdict:
@@ -175,17 +178,24 @@ def _mixed(
 
 
 def _sensitivity(
-    setting: Setting, source: Path, ranges: dict[str, Range], feeds: Sequence[Feed], target: str
+    setting: Setting, source: Path, ranges: dict[str, Range], probes: Sequence[Feed], target: str
 ) -> tuple[list[Damage], list[str]]:
     """Damage of the graph's groups, as measured on this or another graph of the same layers; names of its layers."""
     model = load_graph(source)
     found = layers(model)
     names, key = [layer.name for layer in found], (source.parent, *(_key(model, layer.weight) for layer in found))
     if key not in setting.measured:
-        setting.measured[key] = names, damage(source, ranges, every(feeds, SENSITIVITY_FEEDS), target)
+        setting.measured[key] = names, damage(source, ranges, probes, target)
     theirs, table = setting.measured[key]
     mine = dict(zip(theirs, names, strict=True))
     return [replace(d, layers=tuple(mine[name] for name in d.layers)) for d in table], names
+
+
+def _middle(feed: Feed) -> Feed:
+    """The middle quarter of the latents, where they are at least 32 wide and high."""
+    x = feed["latent_sample"]
+    cut = [slice(size // 4, size // 4 + size // 2) if size >= 32 else slice(None) for size in x.shape[-2:]]
+    return {"latent_sample": np.ascontiguousarray(x[..., cut[0], cut[1]])}
 
 
 def _feeds(setting: Setting, target: str, device: bool) -> Sequence[Feed]:
