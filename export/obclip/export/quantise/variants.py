@@ -141,7 +141,7 @@ def quantise_decoder(
     excluded: tuple[str, ...] = ()
     ranges = None
     if precision == "int8":
-        parts = [_middle(feed) for feed in every(feeds, SENSITIVITY_FEEDS)]
+        parts = [_middle(feeds[0])]
         ranges, choice = _mixed(setting, source, feeds, parts, target, lambda g: of_graph(g, source, tests), tell)
         excluded, notes = choice.excluded, choice.to_dict()
     report = quantise(
