@@ -134,8 +134,9 @@ def test_a_plan_that_is_not_there_is_refused(tmp_path: Path):
 
 
 def served(model: CloudModel, planner: Planner, jobs: Sequence[Job], **options: Any) -> list[Response]:
-    """From the engine that a server builds."""
-    limits = Limits(max_rows=options.pop("max_rows", 16))
+    """From the engine that a server builds. Requests wait here while it compiles: minutes, on a busy core."""
+    patient = {"queue_timeout_s": 600.0, "service_timeout_s": 600.0}
+    limits = Limits(max_rows=options.pop("max_rows", 16), **patient)
     engine = step_engine(model, PAIR, limits, planner, **options)
     try:
         return answers(engine, jobs)
