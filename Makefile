@@ -65,6 +65,7 @@ peers:
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -q "torch==2.13.0" "optimum-intel[openvino]==2.2.0" diffusers==0.39.0 accelerate
+	.venv-peers/bin/python -m pip uninstall -q -y torchvision # built for another torch; nothing here needs it, and imports fail
 	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peers/bin/python -m pip install --disable-pip-version-check -q stable-diffusion-cpp-python==0.4.7
 
 # What runtime_tests.benchmarks.crypto and table2 measure homomorphic encryption and two-party computation with.
