@@ -110,6 +110,7 @@ def test_the_device_reads_the_users_own_words(bundle: Bundle, cloud_url: str):
         lady, woman = (
             generate(p, bundle=bundle, client=client, seed=3, steps=6, handoff=2) for p in ("a lady", "a woman")
         )
+        assert not client._http._transport._pool.connections  # closed with the answer, not when the picture is done
     assert lady.job.request.encode() == woman.job.request.encode()
     assert (lady.image != woman.image).any()
 

@@ -153,7 +153,8 @@ class Client:
             self._sleep(nap)
 
     def _once(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, float | None, bytes]:
-        headers = {"Content-Type": "application/json"} if body else {}
+        # The connection ends with the answer: how long the device then takes, or that it gave up, shows in none
+        headers = {"Content-Type": "application/json", "Connection": "close"} if body else {}
         deadline = time.monotonic() + self.timeout_s
         with self._http.stream(method, path, content=body or None, headers=headers) as answer:
             chunks, size = [], 0

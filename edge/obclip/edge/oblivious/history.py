@@ -6,6 +6,7 @@ Who sees [[Alice|Bob|Carol]] today and [[Alice|Dave|Erin]] tomorrow knows Alice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from obclip.core.errors import ObclipError
 from obclip.core.files import atomic_write_bytes
 from obclip.edge.oblivious.marks import MARK, alternatives
 from obclip.edge.oblivious.text import normalise
@@ -45,8 +47,9 @@ def remember_marks(prompt: str, path: Path) -> None:
         whole = _digest(note, "|".join(choices))
         note["sets"] |= {_digest(note, word): whole for word in choices}
     if note["sets"]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(path, json.dumps(note).encode())
+        with contextlib.suppress(OSError, ObclipError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_bytes(path, json.dumps(note).encode())
 
 
 def _sets(prompt: str) -> list[tuple[str, ...]]:

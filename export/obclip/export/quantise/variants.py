@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +43,8 @@ class Setting:
     """What one UNet or decoder is quantised with. calibrate: trajectories that ranges come from; judge: the others.
 
     measured: sensitivity by the weights that a graph's layers read, in order: targets whose graphs differ in
-    attention's operator alone are measured once.
+    attention's operator alone are measured once, on the first one's. It orders layers; each target's choice is judged
+    on its own graph.
     """
 
     pair: Pair
@@ -225,7 +227,7 @@ def _key(model: ir.Model, name: str) -> object:
     assert tensor is not None
     if isinstance(tensor, ir.ExternalTensor):
         return tensor.offset
-    return tensor.numpy().tobytes()
+    return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).tobytes()).digest()
 
 
 def _shared(folder: Path) -> SharedData | None:
