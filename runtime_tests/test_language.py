@@ -224,6 +224,12 @@ class TestMarks:
         assert len(changed_marks("[[Alice|Dave]]", note)) == 1
         assert b"alice" not in note.read_bytes().lower()
 
+    def test_a_note_that_cannot_be_written_costs_nothing(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        remember_marks("[[Alice|Bob]]", tmp_path / "file" / "marks.json")
+        remember_marks("[[Alice|Bob]]", tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
 
 def test_a_protected_word_in_the_negative_prompt_is_named():
     with pytest.raises(PrivacyError, match="'bride'"):
