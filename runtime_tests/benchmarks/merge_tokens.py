@@ -50,15 +50,15 @@ def bundles(source: Path, work: Path, merges: tuple[int, ...], **options: Any) -
     return found
 
 
-def fidelity(work: Path, ks: list[int]) -> list[dict[str, Any]]:
+def fidelity(work: Path, ks: list[int], ns: list[int]) -> list[dict[str, Any]]:
     pair, judge = load_pair("emoji"), load_classifier()
     model = load_model(pair, "cpu", "float32")
     planner = load_planner(pair.name, pair.steps, model.layered.depth)
     opened = {m: Bundle.open(f) for m, f in bundles(EMBEDDED, work, MERGES, targets=("cpu",)).items()}
     schedule, rows = opened[1].schedule(pair.solver, pair.steps), []
     for k in ks:
-        for n, count in SETS.items():
-            sets, images = candidate_sets(n, count, 2), {m: list[np.ndarray]() for m in MERGES}
+        for n in ns:
+            sets, images = candidate_sets(n, SETS[n], 2), {m: list[np.ndarray]() for m in MERGES}
             for i, one in enumerate(sets):
                 request = request_for(pair, one.prompts, k, 2000 + i)
                 latents = execute(planner(request), request, model, pair).latents.astype(np.float32)
@@ -103,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--k", type=int, nargs="+", default=[10])
+    parser.add_argument("--n", type=int, nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--checkpoint", type=Path, help="a diffusers folder whose passes are timed; no pictures then")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path, help="what it holds of the other half stays")
@@ -112,7 +113,7 @@ def main() -> None:
     if asked.checkpoint is not None:
         kept["time"] = {"machine": machine(), "rows": seconds(asked.checkpoint, asked.work, asked.runs)}
     else:
-        kept["pictures"] = {"pair": "emoji", "rows": fidelity(asked.work, asked.k)}
+        kept["pictures"] = {"pair": "emoji", "rows": fidelity(asked.work, asked.k, asked.n)}
     if asked.json:
         atomic_write_bytes(asked.json, (json.dumps(kept, indent=1) + "\n").encode())
 
