@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from tiny import make_sd_folder
 
@@ -226,6 +228,58 @@ def test_large_graphs_are_kept_as_the_provider_made_them(
         for t in (None, 1)
     ]
     assert len(set(places)) == 4
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """y = x W, with weights large enough to be kept in a file of their own."""
+    weights = onnx.numpy_helper.from_array(np.eye(32, dtype=np.float32), "w")
+    sides = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 32]) for name in "xy"]
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    made = onnx.helper.make_graph(nodes, "g", sides[:1], sides[1:], [weights])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(made, opset_imports=opset, ir_version=8), tmp_path / "graph.onnx")
+    return tmp_path / "graph.onnx"
+
+
+@pytest.mark.parametrize("damage", ["data gone", "graph gone", "graph cut"])
+def test_a_kept_graph_that_is_damaged_is_made_again(graph: Path, damage: str, tmp_path: Path):
+    opening, x = Opening(cache=tmp_path / "kept" / "graph"), np.ones((1, 32), np.float32)
+    find("cpu").open(graph, opening)
+    whole = sorted(p.name for p in opening.cache.iterdir())
+    assert whole == ["model.onnx", "model.onnx_data"]
+    if damage == "graph cut":
+        (opening.cache / "model.onnx").write_bytes(b"\x08\x07")
+    else:
+        (opening.cache / whole[damage == "data gone"]).unlink()
+    for _ in range(2):
+        np.testing.assert_array_equal(find("cpu").open(graph, opening).run(x=x)["y"], x)
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["graph"]
+    assert sorted(p.name for p in opening.cache.iterdir()) == whole
+
+
+@pytest.mark.parametrize(
+    ("provider", "why"),
+    [("cpu", "no folder can be made"), ("openvino", "no folder can be made"), ("cpu", "it cannot be saved")],
+)
+def test_a_graph_that_cannot_be_kept_is_opened_all_the_same(
+    graph: Path, provider: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """ONNX Runtime says InvalidArgument where it cannot write the optimised graph."""
+    (tmp_path / "file").write_text("")
+    cache = tmp_path / ("file" if why == "no folder can be made" else "kept") / "graph"
+    if why == "it cannot be saved":
+        monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "nowhere"))
+    x = np.ones((1, 32), np.float32)
+    np.testing.assert_array_equal(find(provider).open(graph, Opening(cache=cache)).run(x=x)["y"], x)
+
+
+def test_what_makes_room_is_never_found_half_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.onnx").write_bytes(b"0" * 10)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed there
+    cache_module.trim(tmp_path, 0)
+    assert not (tmp_path / "old").exists()
 
 
 def test_a_bundle_that_cannot_be_written_to_is_cached_elsewhere(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -95,6 +96,17 @@ def publish_folder(building: Path, out: Path) -> None:
             os.replace(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> bool:
+    """Take the name away first, so that no half of the folder is ever found under it. False if it stays."""
+    gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.gone")
+    try:
+        os.replace(folder, gone)
+    except OSError:
+        return False
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
 
 
 def sync_folder(folder: Path) -> None:

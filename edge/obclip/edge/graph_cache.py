@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from obclip.core.files import remove_folder
 from obclip.core.manifest import Manifest
 from obclip.edge.machine import processor
 from obclip.edge.providers.base import Opening, Provider
@@ -56,8 +56,7 @@ def trim(root: Path, limit_bytes: int) -> list[Path]:
         return []
     for (_, folder), size in zip(dated, sizes, strict=True):
         total += size
-        if total > limit_bytes:
-            shutil.rmtree(folder, ignore_errors=True)
+        if total > limit_bytes and remove_folder(folder):
             removed.append(folder)
     return removed
 

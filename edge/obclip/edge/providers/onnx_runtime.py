@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.files import remove_folder
 from obclip.edge.providers.base import Opening
 
 _SUFFIX = "ExecutionProvider"
@@ -68,6 +70,11 @@ class OnnxRuntimeProvider:
         return ("fp32",)
 
     def open(self, path: Path, opening: Opening) -> OnnxRuntimeSession:
+        if self.name == "cpu" and opening.cache is not None:
+            try:
+                return OnnxRuntimeSession(_open_kept(path, opening, opening.cache, [self.full_name]), self.full_name)
+            except Exception:  # a graph that cannot be kept, or of which a part is gone: open it without
+                remove_folder(opening.cache)
         settings = _settings(opening)
         providers: list[Any] | None = [self.full_name]
         if self._plugin is not None:
@@ -75,9 +82,8 @@ class OnnxRuntimeProvider:
             providers = None
         if opening.strict and self.name != "cpu":
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        cached = opening.cache if self.name == "cpu" else None
         try:
-            return OnnxRuntimeSession(_open(path, settings, providers, cached), self.full_name)
+            return OnnxRuntimeSession(ort.InferenceSession(str(path), settings, providers=providers), self.full_name)
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             if opening.strict and "fallback" in str(error):
                 raise BundleError(
@@ -126,13 +132,13 @@ def _settings(opening: Opening) -> Any:
     return settings
 
 
-def _open(path: Path, settings: Any, providers: list[Any] | None, cache: Path | None) -> Any:
-    """cache: of the optimised graph, so that the next start need not optimise again."""
-    if cache is None:
-        return ort.InferenceSession(str(path), settings, providers=providers)
+def _open_kept(path: Path, opening: Opening, cache: Path, providers: list[str]) -> Any:
+    """The optimised graph in `cache`, which is made if it is not there: the next start need not optimise again."""
+    settings = _settings(opening)
     if (cache / _CACHED).is_file():
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return ort.InferenceSession(str(cache / _CACHED), settings, providers=providers)
+    remove_folder(cache)  # what may be left of one, whose place would be taken
     cache.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=cache.parent, prefix=f".{cache.name}."))
     try:
@@ -140,9 +146,8 @@ def _open(path: Path, settings: Any, providers: list[Any] | None, cache: Path | 
         for key, value in (("file_name", _CACHED_DATA), ("min_size_in_bytes", "1024")):
             settings.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
         session = ort.InferenceSession(str(path), settings, providers=providers)
-        os.replace(folder, cache)
-    except OSError:  # another process was first; the session stands
-        pass
+        with contextlib.suppress(OSError):  # another process was first; the session stands
+            os.replace(folder, cache)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return session

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.files import remove_folder
 from obclip.edge.providers.base import Opening
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -45,14 +46,15 @@ class OpenVinoProvider:
         }
         if opening.threads is not None:
             config["INFERENCE_NUM_THREADS"] = opening.threads
+        core = openvino.Core()
         if opening.cache is not None:
-            opening.cache.mkdir(parents=True, exist_ok=True)
-            config["CACHE_DIR"] = str(opening.cache)
+            try:
+                opening.cache.mkdir(parents=True, exist_ok=True)
+                return OpenVinoSession(core.compile_model(str(path), "CPU", config | {"CACHE_DIR": str(opening.cache)}))
+            except (OSError, RuntimeError):  # what cannot be kept, or read again, is made without
+                remove_folder(opening.cache)
         try:
-            core = openvino.Core()
-            if opening.cache is None:
-                return OpenVinoSession(core.compile_model(core.read_model(path), "CPU", config))
-            return OpenVinoSession(core.compile_model(str(path), "CPU", config))
+            return OpenVinoSession(core.compile_model(core.read_model(path), "CPU", config))
         except RuntimeError as error:
             said = str(error).strip().splitlines()[-1]
             raise BundleError(f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {said}") from error
