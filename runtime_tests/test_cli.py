@@ -184,6 +184,26 @@ def test_an_old_picture_outlives_a_failure(run, bundle_folder: Path, answers: di
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_marks_are_noted_as_soon_as_they_leave(
+    run, bundle_folder: Path, answers: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A picture that failed has shown the cloud its marks; a cloud that was never asked has seen none."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def draw(prompt: str, url: str) -> str:
+        words = ("--cloud", url, "--bundle", bundle_folder, "--out", tmp_path / "a.png")
+        code, _, error = run("generate", prompt, "--steps", "6", "--handoff", "2", *words)
+        assert code == 4
+        return error
+
+    paths = {"/v1/capabilities": (200, answers["offer"]), "/v1/denoise": (200, WRONG["half"])}
+    with stub_cloud(paths | {"/v1/capabilities": (200, b"{}")}) as url:
+        draw("[[Alice|Bob]] in a hat", url)
+    with stub_cloud(paths) as url:
+        assert "other alternatives" not in draw("[[Alice|Carol]] in a hat", url)
+        assert "other alternatives" in draw("[[Alice|Dave]] in a hat", url)
+
+
 def test_candidates_one_prompt_and_many(run, monkeypatch: pytest.MonkeyPatch):
     code, said, _ = run("candidates", "an old man", "--policy", "emoji", "--json")
     row = json.loads(said)

@@ -236,6 +236,7 @@ def generate(
     warn: Callable[[str], None] | None = None,
     watch: Watch | None = None,
     save_latents: Path | None = None,
+    sending: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Result:
     """One picture of `prompt` through the cloud behind `client`, finished on this device.
@@ -245,6 +246,7 @@ def generate(
     progress(phase, done, of) is called as work proceeds. warn(text) is called for each warning before anything is sent;
     an exception that it raises stops there. watch(steps done, x0) is called behind each of the device's steps.
     save_latents: a file for what the cloud sent, which `resume` takes, written before the device's steps begin.
+    sending() is called right before the candidates leave.
 
     Errors: InputError, PrivacyError (refused, nothing sent), CloudError and its kinds, BundleError, RunError.
     """
@@ -259,17 +261,21 @@ def generate(
         job = prepare(prompt, bundle, **settings)
         made = ready(job, bundle)
     _warn_of((*job.warnings, *bundle.fallbacks()), warn)
-    response = _ask(job, client, timings, tell) if client is not None and not here else None
+    response = _ask(job, client, timings, tell, sending) if client is not None and not here else None
     if save_latents is not None and response is not None:
         Received(job.request, response).save(save_latents)
     image = finish(job, bundle, response, made, timings, tell, watch)
     return Result(image, job, response, timings)
 
 
-def _ask(job: Job, client: Client, timings: dict[str, float], tell: Progress) -> Response:
+def _ask(
+    job: Job, client: Client, timings: dict[str, float], tell: Progress, sending: Callable[[], None] | None
+) -> Response:
     with _timed(timings, "handshake"):
         offered = client.check(job.pair, job.schedule, len(job.candidates.prompts))
     tell("cloud", 0, job.request.handoff)
+    if sending is not None:
+        sending()
     with _timed(timings, "cloud"):
         response = client.denoise(job.request, job.schedule, job.pair.latent_shape)
     if response.model != offered.model:

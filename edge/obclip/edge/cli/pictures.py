@@ -161,18 +161,24 @@ def generate(
         handoff=handoff, guidance=guidance, solver=solver, allow_public=allow_public, options=options,
         warn_below=warn_below, warn=_warn, saving=saving, watch=watch, mode=mode,
     )  # fmt: skip
+
+    def note_marks() -> None:
+        if mode == OBLIVIOUS:
+            remember_marks(marked, history)
+
     with progress(as_json) as tell:
         if from_latents is not None:
             result = resume(prompt, Received.load(from_latents), progress=tell, **wanted)
+            note_marks()
         elif mode == DEVICE:
             wanted["negative_prompt"] = negative
             result = generate_picture(prompt, progress=tell, save_latents=save_latents, **wanted)
         else:
             with Client(cloud) as client:
                 wanted["negative_prompt"] = negative
-                result = generate_picture(prompt, client=client, progress=tell, save_latents=save_latents, **wanted)
-    if mode == OBLIVIOUS:
-        remember_marks(marked, history)
+                result = generate_picture(
+                    prompt, client=client, progress=tell, save_latents=save_latents, sending=note_marks, **wanted
+                )
     result.save(out, with_prompt=save_prompt)
     _report(result, out, as_json, {})
 

@@ -41,7 +41,7 @@ def changed_marks(prompt: str, path: Path) -> list[str]:
 
 
 def remember_marks(prompt: str, path: Path) -> None:
-    """Note the marks of `prompt`, which was sent. Whatever cannot be written is left out: a note is no guarantee."""
+    """Note the marks of `prompt`, which is about to leave. What cannot be written is left out: no guarantee."""
     note = _read(path)
     for choices in _sets(prompt):
         whole = _digest(note, "|".join(choices))
