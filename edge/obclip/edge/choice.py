@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from obclip.core.errors import ObclipError
+from obclip.core.errors import InputError, ObclipError
 from obclip.core.files import atomic_write_bytes
 from obclip.core.manifest import Manifest, Variant
 from obclip.edge.graph_cache import LARGE_BYTES, user_cache, versions
-from obclip.edge.machine import processor
+from obclip.edge.machine import processor, return_freed_memory
+from obclip.edge.memory import fit
 from obclip.edge.providers import Provider, available_providers, find
 from obclip.edge.providers.base import Opening
 from obclip.edge.sessions import SessionOptions
@@ -28,20 +29,26 @@ def choose(folder: Path, manifest: Manifest, options: SessionOptions) -> Session
 
     A whole pass of each provider and precision that the bundle has device graphs for is timed (median of two after a
     first), and the quickest kept in the user's cache folder, by the bundle's files, the processor and the versions
-    installed. The CPU, unmeasured, where there is nothing to choose from.
+    installed; one that fails is tried again at the next start. With a memory limit each runs as it would fit, and what
+    does not fit is not opened. The CPU, unmeasured, where there is nothing to choose from.
     """
     ways = candidates(manifest, options, available_providers())
     size = sum(f.bytes for f in manifest.files)
     if len(ways) < 2 or size < _MEASURED_FROM_BYTES:
         return replace(options, provider="cpu")
+    fitting = _fitting(manifest, options, ways)
     store = user_cache() / "choices.json"
-    key = _key(manifest, options, ways)
-    known = _read(store)
-    if key not in known:
-        known[key] = _quickest(folder, manifest, options, ways)
+    key = _key(manifest, fitting)
+    seconds = _read(store).get(key, {})
+    missing = {way: how for way, how in fitting.items() if "/".join(way) not in seconds}
+    if missing and (found := _measure(folder, missing, ways)):
+        seconds = seconds | found
         with contextlib.suppress(ObclipError):  # without a place to remember it, it is measured again
+            known = {k: {"pass_s": v} for k, v in (_read(store) | {key: seconds}).items()}
             atomic_write_bytes(store, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
-    provider, precision = known[key]["chosen"]
+    if not seconds:
+        return replace(options, provider="cpu")
+    provider, precision = min(fitting, key=lambda way: seconds.get("/".join(way), math.inf))
     return replace(options, provider=provider, precision=precision)
 
 
@@ -63,38 +70,48 @@ def candidates(
     return found
 
 
-def _quickest(
-    folder: Path, manifest: Manifest, options: SessionOptions, ways: dict[tuple[str, str], Variant]
-) -> dict[str, Any]:
-    seconds: dict[str, float | str] = {}
-    best: tuple[float, tuple[str, str]] | None = None
-    for way, variant in ways.items():
-        provider, precision = way
+def _fitting(
+    manifest: Manifest, options: SessionOptions, ways: dict[tuple[str, str], Variant]
+) -> dict[tuple[str, str], SessionOptions]:
+    """Of the ways those that fit under the memory limit, as they would be run under it."""
+    found = {}
+    for provider, precision in ways:
+        with contextlib.suppress(InputError):  # says how much more it would take
+            wanted = replace(options, provider=provider, precision=precision)
+            found[provider, precision] = fit(manifest, wanted, find(provider).target)
+    return found
+
+
+def _measure(
+    folder: Path, wanted: dict[tuple[str, str], SessionOptions], ways: dict[tuple[str, str], Variant]
+) -> dict[str, float]:
+    """ "provider/precision" -> seconds of a whole pass, without those that do not work here."""
+    seconds = {}
+    for way, options in wanted.items():
         try:
-            runner = find(provider)
+            runner = find(options.provider)
             known = runner.arithmetics()
-            wanted = replace(options, provider=provider, precision=precision).arithmetic
-            opening = Opening(options.threads, wanted if wanted in known else known[0], options.strict, options.lean)
-            took = time_pass(folder / variant.file, variant, runner, opening, RUNS)
-        except ObclipError as error:  # one that does not work here is no candidate
-            seconds["/".join(way)] = str(error)
+            arithmetic = options.arithmetic if options.arithmetic in known else known[0]
+            opening = Opening(options.threads, arithmetic, options.strict, options.lean)
+            seconds["/".join(way)] = round(time_pass(folder / ways[way].file, ways[way], runner, opening, RUNS), 4)
+        except ObclipError:  # no candidate, for now
             continue
-        seconds["/".join(way)] = round(took, 4)
-        if best is None or took < best[0]:
-            best = took, way
-    return {"chosen": list(best[1] if best else ("cpu", "auto")), "pass_s": seconds}
+        finally:
+            return_freed_memory()
+    return seconds
 
 
-def _key(manifest: Manifest, options: SessionOptions, ways: dict[tuple[str, str], Variant]) -> str:
+def _key(manifest: Manifest, fitting: dict[tuple[str, str], SessionOptions]) -> str:
     files = sorted((f.path, f.sha256) for f in manifest.files)
-    made_of = [files, sorted(ways), options.threads, options.lean, processor(), *versions()]
+    ways = sorted((*way, o.threads, o.lean, o.strict) for way, o in fitting.items())
+    made_of = [files, ways, processor(), *versions()]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:24]
 
 
-def _read(store: Path) -> dict[str, dict[str, Any]]:
-    """What is remembered; nothing, if the file is not there or not ours."""
+def _read(store: Path) -> dict[str, dict[str, float]]:
+    """What is remembered, seconds by way; nothing, if the file is not there or not ours."""
     try:
         known = json.loads(store.read_text(encoding="utf8"))
-        return {k: v for k, v in known.items() if len(v["chosen"]) == 2}
+        return {k: {way: float(s) for way, s in v["pass_s"].items()} for k, v in known.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}
