@@ -17,8 +17,10 @@ from obclip.core.pairs import load_pair
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge import Bundle
+from obclip.edge import bench as bench_module
 from obclip.edge.cli import main
 from obclip.edge.doctor import clashing
+from obclip.edge.steps import PLAIN, default_saving
 
 pytestmark = pytest.mark.usefixtures("traces")
 
@@ -288,6 +290,26 @@ def test_bench_measures_every_part(run, bundle_folder: Path, tmp_path: Path):
     code, said, _ = run("bench", bundle_folder, "--runs", "1", "--warmup", "0")
     assert (code, "peak memory" in said) == (0, True)
     assert run("bench", bundle_folder, "--runs", "0")[0] == 2
+
+
+def test_bench_runs_what_generate_would(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The device's own solver and steps, behind the shift, with what the pair leaves out by default."""
+    ran = []
+
+    def noted(bundle, schedule, guidance, x, start, seed, saving):
+        ran.append((schedule.solver, schedule.steps, start, saving))
+        return iter(())
+
+    monkeypatch.setattr(bench_module, "denoise", noted)
+    emoji = load_pair("emoji")
+    shifted = replace(emoji, solver="lcm", steps=8, handoff=4, timestep_shift=8, device_solver="ddim", device_steps=20)
+    for pair, last in ((emoji, "10..24"), (shifted, "12..19"), (replace(emoji, name="own"), "10..24")):
+        report = bench_module.run_bench(bundle_folder, pair, runs=1, warmup=0)
+        assert report.timings[-1].name == f"end to end, steps {last}"
+        assert report.settings["device_steps"] == str(ran[-1][3])
+    usual = replace(default_saving("emoji"), every=1)  # the bundle has no graphs for cached steps
+    assert usual != PLAIN
+    assert ran == [("dpm++2m", 25, 10, usual), ("ddim", 20, 12, usual), ("dpm++2m", 25, 10, PLAIN)]
 
 
 def test_a_missing_extra_is_named(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -36,7 +36,9 @@ import obclip.export.bundle as bundle_module
 from obclip.core.errors import RunError
 from obclip.core.manifest import Manifest
 from obclip.core.noise import initial_noise
+from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
+from obclip.edge.bench import run_bench
 from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.export import export_bundle
 from obclip.export.verify import psnr_db
@@ -124,6 +126,17 @@ def test_the_device_draws_what_diffusers_draws(exported):
             x = latents
         sample = bundle._decode(x / np.float32(bundle.manifest.latent_scale))  # not yet rounded to bytes
         assert psnr_db(np.asarray(wanted, np.float64), (sample.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1)) > 60
+
+
+@pytest.mark.slow
+def test_bench_measures_every_family_without_device_graphs(exported, monkeypatch: pytest.MonkeyPatch):
+    folder = exported[-1]
+    graphs = Bundle.open(folder)
+    monkeypatch.setattr(
+        Bundle, "open", lambda *_: Bundle(folder, replace(graphs.manifest, variants=()), graphs.options)
+    )
+    report = run_bench(folder, load_pair("emoji"), runs=1, warmup=0, handoff=24)
+    assert all(t.median_s > 0 for t in report.timings)
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch, at: str) -> Callable[[], None]:

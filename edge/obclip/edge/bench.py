@@ -15,11 +15,14 @@ import numpy as np
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.pairs import Pair
 from obclip.edge.bundle import Bundle
-from obclip.edge.complete import Guidance, denoise, first_latents
+from obclip.edge.complete import Guidance, denoise, first_latents, told_scale
+from obclip.edge.generate import Job, prepare
 from obclip.edge.machine import machine, peak_memory_bytes
+from obclip.edge.modes import HYBRID
 from obclip.edge.sessions import scalar
 
 PARTS = ("text_encoder", "unet", "vae_decoder")
+_PROMPT = "a portrait"
 
 
 @dataclass(frozen=True)
@@ -63,23 +66,22 @@ def run_bench(
     takes them."""
     if runs < 1 or warmup < 0:
         raise InputError(f"runs is {runs} and warmup {warmup}; runs must be 1 or more, warmup 0 or more")
-    k = handoff if handoff is not None else pair.handoff
-    if not 1 <= k <= pair.steps:
-        raise InputError(f"handoff is {k}; it must be from 1 to steps ({pair.steps})")
     bundle = Bundle.open(source, **options)
     if bundle.latent_shape != pair.latent_shape:
         raise InputError(
             f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
             "name the bundle's pair with --pair"
         )
+    job = prepare(_PROMPT, bundle, pair=pair, handoff=handoff, seed=0, mode=HYBRID)  # of one prompt, not a policy's
     load, first = {}, {}
-    calls = _calls(bundle)
+    calls = _calls(bundle, pair.guidance)
     roles = _roles(bundle)
     for name in PARTS:
         load[name], _ = _timed(lambda name=name: bundle.session(name, roles[name]))  # type: ignore[misc]
         first[name], _ = _timed(calls[name])
-    calls["end_to_end"] = lambda: _job(bundle, pair, k)
-    names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {k}..{pair.steps - 1}"}
+    calls["end_to_end"] = lambda: _finish(bundle, job)
+    last = job.device_schedule.steps - 1
+    names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {job.start}..{last}"}
     timings = tuple(_measure(names.get(name, name), call, runs, warmup) for name, call in calls.items())
     return Report(
         bundle=str(source),
@@ -91,8 +93,10 @@ def run_bench(
             "runs": runs,
             "warmup": warmup,
             "pair": pair.name,
-            "steps": pair.steps,
-            "handoff": k,
+            "solver": job.device_schedule.solver,
+            "steps": job.device_schedule.steps,
+            "handoff": job.cloud_steps,
+            "device_steps": str(job.saving),
             "guidance": pair.guidance,
             "latent_shape": list(bundle.latent_shape),
         },
@@ -104,17 +108,18 @@ def run_bench(
     )
 
 
-def _calls(bundle: Bundle) -> dict[str, Callable[[], Any]]:
+def _calls(bundle: Bundle, scale: float) -> dict[str, Callable[[], Any]]:
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((1, *bundle.latent_shape)).astype(np.float32)
-    ids = bundle.tokenise("a portrait")
+    ids = bundle.tokenise(_PROMPT)
     text: list[Any] = []
 
     def unet() -> Any:
         if full is not None:
             return bundle.session("unet", "full").run(**passing)
         if not text:
-            text.append(bundle.encode("a portrait"))
+            read = bundle.encode(_PROMPT)
+            text.append(told_scale(bundle, Guidance(read, read, scale)).text)
         return bundle.session("unet").run(sample=latents, timestep=scalar(500.0), **text[0])
 
     full = bundle.variant("unet", "full")
@@ -134,11 +139,11 @@ def _roles(bundle: Bundle) -> dict[str, str]:
     return {"text_encoder": "whole", "unet": "full" if full else "whole", "vae_decoder": bundle.decoder_role}
 
 
-def _job(bundle: Bundle, pair: Pair, k: int) -> None:
-    schedule = bundle.schedule(pair.solver, pair.steps)
-    guide = Guidance(bundle.encode("a portrait"), bundle.encode(""), pair.guidance)
-    x = first_latents(schedule, 0, bundle.latent_shape)
-    for _, latents, _ in denoise(bundle, schedule, guide, x, k, 0):
+def _finish(bundle: Bundle, job: Job) -> None:
+    """What `generate` runs once latents are there, and the texts before them; sessions stay open."""
+    guide = Guidance(bundle.encode(job.prompt), bundle.encode(""), job.request.guidance)
+    x = first_latents(job.device_schedule, 0, bundle.latent_shape)
+    for _, latents, _ in denoise(bundle, job.device_schedule, guide, x, job.start, 0, saving=job.saving):
         x = latents
     bundle.decode(x)
 

@@ -49,12 +49,18 @@ class Denoiser:
 
 def denoiser(bundle: Bundle, schedule: Schedule, guidance: Guidance) -> Denoiser:
     """Opens the UNet's graphs and runs those that need no latents."""
-    told = bundle.manifest.component("unet").inputs.get("timestep_cond")
-    if told is not None:  # a latent consistency model is told the scale, and has no second branch
-        text = guidance.text | {"timestep_cond": guidance_embedding(guidance.scale, int(told[-1]))}
-        guidance = Guidance(text, guidance.negative, 1.0)
+    guidance = told_scale(bundle, guidance)
     texts = {"text": guidance.text} | ({"negative": guidance.negative} if guidance.scale != 1.0 else {})
     return Denoiser(unet_of(bundle, texts, [float(t) for t in schedule.timesteps]), guidance.scale)
+
+
+def told_scale(bundle: Bundle, guidance: Guidance) -> Guidance:
+    """A latent consistency model is told the scale beside the text, and has no second branch; others as it is."""
+    told = bundle.manifest.component("unet").inputs.get("timestep_cond")
+    if told is None:
+        return guidance
+    text = guidance.text | {"timestep_cond": guidance_embedding(guidance.scale, int(told[-1]))}
+    return Guidance(text, guidance.negative, 1.0)
 
 
 def denoise(
