@@ -17,13 +17,16 @@ from transformers import CLIPTokenizer
 
 import obclip.export.bundle as bundle_module
 import obclip.export.completion as completion_module
+import obclip.export.partial as partial_module
 from obclip.core.errors import BundleError, InputError, ModelMissingError, VerificationError
+from obclip.core.files import publish_folder
 from obclip.core.manifest import Manifest
 from obclip.core.noise import initial_noise
 from obclip.edge import Bundle
 from obclip.export import export_bundle
 from obclip.export.components import Shapes, load_part
 from obclip.export.onnx_export import export_onnx
+from obclip.export.partial import Partial
 from obclip.export.verify import check, psnr_db, reference, verify_part
 
 pytestmark = pytest.mark.usefixtures("traces")
@@ -255,3 +258,37 @@ def test_the_map_of_previews_is_the_least_squares_fit_of_the_decoder(bundle_fold
     centred = drawn - drawn.mean(axis=(0, 2, 3), keepdims=True)
     explained = 1 - ((drawn - said) ** 2).sum() / (centred**2).sum()
     assert explained == pytest.approx(bundle.manifest.preview["explains"], abs=0.2)
+
+
+def test_no_other_export_begins_until_one_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And one that begins right behind it loses nothing to the first one's end."""
+    out, tried = tmp_path / "b", []
+    publish = partial_module.publish_folder
+
+    def beside(building: Path, out: Path) -> None:
+        with pytest.raises(InputError, match="another export"), Partial(out, "key"):
+            pass
+        publish(building, out)
+        tried.append(Partial(out, "another").__enter__())
+
+    monkeypatch.setattr(partial_module, "publish_folder", beside)
+    with Partial(out, "key") as one:
+        (one.folder / "file").write_text("")
+        one.publish()
+    assert [p.name for p in out.iterdir()] == ["file"]
+    assert (tmp_path / ".b.partial" / ".export" / "key").read_text() == "another"
+    tried[0].__exit__(None, None, None)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("left", ["both", "old"])
+def test_what_a_killed_export_left_does_not_stop_the_next(tmp_path: Path, left: str):
+    """Killed with the new folder in place and the old one not yet gone, or between the two."""
+    for name in (".b.partial", ".b.partial.old", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    if left == "old":
+        shutil.rmtree(tmp_path / "b")
+    publish_folder(tmp_path / ".b.partial", tmp_path / "b")
+    assert (tmp_path / "b" / "file").read_text() == ".b.partial"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]

@@ -20,6 +20,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_text(path: Path) -> str:
+    """A file that the user wrote. InputError if it cannot be read, or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
 def check_writable(path: Path) -> None:
     """RunError unless `path` could be made or replaced as a file. Called before work whose result would be lost."""
     if path.is_dir() or not path.name:
@@ -88,6 +98,7 @@ def publish_folder(building: Path, out: Path) -> None:
     old = building.with_name(building.name + ".old")
     os.chmod(building, 0o777 & ~_umask())
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of one that was killed right behind its last step
         os.replace(out, old)
     try:
         os.replace(building, out)

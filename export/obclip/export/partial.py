@@ -46,6 +46,7 @@ class Partial:
         self.folder = out.parent / f".{out.name}.partial"
         self._state, self._key = self.folder / _STATE, key
         self._lock: Any = None
+        self._published = False
 
     def __enter__(self) -> Partial:
         try:
@@ -63,10 +64,11 @@ class Partial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._lock.close()
         kept = kind is None or issubclass(kind, OSError | MemoryError) or not issubclass(kind, Exception)
-        if not kept or not self.records():
+        if not self._published and not (kept and self.records()):
+            self._let_go_on_windows()
             shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
     def records(self) -> list[str]:
         """Names of the parts on record."""
@@ -118,9 +120,18 @@ class Partial:
     def publish(self) -> None:
         """Give the folder the bundle's name."""
         sync_folder(self.folder)
-        self._lock.close()
-        shutil.rmtree(self._state)
+        for path in self._state.iterdir():
+            if path.name != "lock":
+                path.unlink()
+        self._let_go_on_windows()
         publish_folder(self.folder, self.out)
+        self._published = True
+        shutil.rmtree(self.out / _STATE, ignore_errors=True)
+
+    def _let_go_on_windows(self) -> None:
+        """It moves and removes nothing that is open; elsewhere the lock is held until the folder is gone from here."""
+        if sys.platform == "win32":
+            self._lock.close()
 
     def _read_key(self) -> str | None:
         try:
