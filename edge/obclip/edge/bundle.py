@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obclip.core.errors import BundleError, InputError, ModelMissingError
-from obclip.core.manifest import Manifest, Variant
+from obclip.core.manifest import NAME, Manifest, Variant
 from obclip.core.pairs import load_pair, resolve_source, shipped_pairs
 from obclip.core.schedule import Schedule, build_schedule
 from obclip.core.schedule_config import ScheduleConfig
@@ -220,7 +220,7 @@ def _runs_once(component: str, role: str) -> bool:
 
 
 def find_bundle(source: str | Path) -> Path:
-    """The folder of a bundle, given it or a pair's name. ModelMissingError if there is none."""
+    """The folder of a bundle, given it, a pair's name or a pair file. ModelMissingError if there is none."""
     if isinstance(source, str) and source in shipped_pairs():
         found = resolve_source(load_pair(source).device, "edge")
         if isinstance(found, Path):
@@ -229,6 +229,13 @@ def find_bundle(source: str | Path) -> Path:
             f"the pair {source} ships no weights; run `obclip export {found} DIR`, then pass that DIR as the bundle"
         )
     folder = Path(source)
+    if folder.suffix == ".toml" and folder.is_file():
+        found = resolve_source(load_pair(str(source)).device, "edge")
+        if isinstance(found, Path) and (found / NAME).is_file():
+            return found
+        raise ModelMissingError(
+            f"the pair {source} brings no bundle; name one with --bundle DIR (`obclip export {found} DIR` makes it)"
+        )
     if not folder.is_dir():
         raise ModelMissingError(f"there is no bundle at {folder}; `obclip export MODEL {folder}` makes one")
     return folder

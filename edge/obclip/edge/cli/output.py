@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -71,11 +72,16 @@ def emit(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str), flush=True)
 
 
+def printable(text: str) -> str:
+    """Without control characters, by which text from a cloud or a file could steer the terminal."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf"))
+
+
 def fail(message: str, kind: str, code: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"error": message, "type": kind, "exit_code": code}, ensure_ascii=False), file=sys.stderr)
     else:
-        print(f"obclip: {message}", file=sys.stderr)
+        print(f"obclip: {printable(message)}", file=sys.stderr)
 
 
 @contextmanager

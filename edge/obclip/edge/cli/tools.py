@@ -27,6 +27,7 @@ from obclip.edge.cli.output import (
     Threads,
     console,
     emit,
+    printable,
     session_options,
 )
 from obclip.edge.cli.privacy import PairName
@@ -194,7 +195,7 @@ def inspect(
             emit(metadata)
         else:
             for key, value in metadata.items():
-                console().print(f"{key}: {value}")
+                console().print(printable(f"{key}: {value}"))
     else:
         raise InputError(f"{path} does not exist")
 
