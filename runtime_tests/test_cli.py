@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_edge_client import OFFER, WRONG, response
 
 from obclip.core.manifest import Manifest
 from obclip.core.pairs import load_pair
+from obclip.core.problems import Problem
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge import Bundle
@@ -21,6 +23,12 @@ from obclip.edge import bench as bench_module
 from obclip.edge.cli import main
 from obclip.edge.doctor import clashing
 from obclip.edge.steps import PLAIN, default_saving
+
+TOML = (
+    (resources.files("obclip.core.pairs") / "emoji.toml")
+    .read_text("utf8")
+    .replace('[device]\nsource = "embedded:emoji"', '[device]\nsource = "some/device"')
+)
 
 pytestmark = pytest.mark.usefixtures("traces")
 
@@ -220,6 +228,31 @@ def test_candidates_one_prompt_and_many(run, monkeypatch: pytest.MonkeyPatch):
     assert rows[1]["refused"]
     assert rows[2]["type"] == "PrivacyError"
     assert "candidates" not in rows[2]
+
+
+def test_a_line_that_is_not_utf8_is_refused_alone(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a woman\na \xff man\na man\n"), encoding="utf-8"))
+    code, said, _ = run("candidates", "-", "--json")
+    assert (code, [json.loads(line).get("type") for line in said.splitlines()]) == (0, [None, "InputError", None])
+    assert run("generate", "a \udcff man", "--mode", "device")[0] == 2
+
+
+def test_what_a_cloud_says_cannot_steer_the_terminal(run, tmp_path: Path):
+    said = Problem.of("overloaded", "\x1b]0;owned\x07\x1b[2J\u009b31m full \u202e").encode()
+    with stub_cloud({"/v1/capabilities": (422, said)}) as url:
+        code, _, error = run("generate", "a woman", "--cloud", url, "--out", tmp_path / "a.png")
+    assert (code, "full" in error) == (4, True)
+    assert not [c for c in error if c != "\n" and not c.isprintable()]
+
+
+def test_a_pair_file_without_a_bundle_says_what_to_do(run, tmp_path: Path):
+    pair = tmp_path / "mine.toml"
+    pair.write_text(TOML)
+    code, _, error = run("generate", "a woman", "--pair", pair)
+    assert (code, "--bundle" in error, "obclip export some/device" in error) == (3, True, True)
+    pair.write_text(TOML.replace("some/device", "embedded:emoji"))
+    code, _, error = run("generate", "a woman", "--pair", pair, "--cloud", "http://127.0.0.1:9")
+    assert (code, "no cloud" in error) == (4, True)
 
 
 def test_candidates_for_people_mark_the_real_one(run):

@@ -311,3 +311,7 @@ def test_a_cloud_that_drips_its_answer_times_out_as_a_whole():
     client, _ = client_of(Cloud(httpx.Response(200, stream=Drip())), timeout_s=0.05)
     with pytest.raises(CloudUnreachableError, match="in time"):
         client.capabilities()
+
+
+def test_an_endless_nest_is_no_problem_document():
+    assert Problem.decode(b"[" * 100_000, 502).from_elsewhere

@@ -127,6 +127,22 @@ def test_unknown_policies_list_the_shipped_ones():
         load_policy("none")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"names = 3", b"gender = 3", b"[gender]\nvalues = 3", b"[gender]\nvalues = [[1], [2]]",
+        b"[age]\nvalues = ['young', 'old']\nstages = 3", b"[mood]\nvalues = ['glad', 'sad']\nforms = 3",
+        b"[mood]\nvalues = ['glad', 'sad']\nforms = { glad = 3, sad = ['sad'] }", b"# caf\xe9",
+        b"[gender]\nvalues = [1, 2]", b"[gender]\nbeside_role = 3",
+        b"[gender]\nvalues = ['man', 'woman']\nbeside_role = [1, 2]",
+    ],
+)  # fmt: skip
+def test_policy_files_with_values_of_the_wrong_kind_are_refused(tmp_path, text: bytes):
+    (tmp_path / "mine.toml").write_bytes(text)
+    with pytest.raises(InputError, match=r"mine|UTF-8"):
+        load_policy(str(tmp_path / "mine.toml"))
+
+
 def test_policies_that_would_mix_children_and_adults_unsaid_are_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[age]\nvalues = ["young", "old"]\nstages = { young = "young", old = "old" }\n')

@@ -80,3 +80,21 @@ def test_sources_resolve_to_a_folder_or_a_hub_id(tmp_path: Path):
     assert resolve_source(ModelRef("segmind/small-sd"), "edge") == "segmind/small-sd"
     with pytest.raises(ModelMissingError, match="nothing-like-it"):
         resolve_source(ModelRef("embedded:nothing-like-it"), "edge")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("guidance = 2.0", 'guidance = "2"'), ("guidance = 2.0", "guidance = 2.0\npolicy = 3"),
+     ('source = "embedded:emoji"', "source = 3")],
+)  # fmt: skip
+def test_values_of_the_wrong_kind_are_refused(change: tuple[str, str]):
+    text = EMOJI.replace('policy = "emoji"\n', "")
+    assert change[0] in text
+    with pytest.raises(InputError, match="must be"):
+        parse_pair("mine", text.replace(*change))
+
+
+def test_a_pair_file_that_is_not_utf8_is_refused(tmp_path: Path):
+    (tmp_path / "mine.toml").write_bytes(b"# caf\xe9")
+    with pytest.raises(InputError, match="UTF-8"):
+        load_pair(str(tmp_path / "mine.toml"))

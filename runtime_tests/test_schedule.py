@@ -248,3 +248,10 @@ def test_digest_tells_schedules_apart():
     )
     assert len(digests) == 9
     assert build_schedule(base, "ddim", 8).digest == build_schedule(base, "ddim", 8).digest
+
+
+@pytest.mark.parametrize("key", ["beta_start", "beta_end", "sigma_min", "steps_offset", "num_train_timesteps"])
+@pytest.mark.parametrize("value", ["0.1", -1, True, float("nan"), [1]])
+def test_what_is_no_number_is_refused(key: str, value: Any):
+    with pytest.raises(InputError, match="scheduler_config"):
+        ScheduleConfig.from_dict({key: value})

@@ -66,5 +66,5 @@ class Problem:
         try:
             values = json.loads(body)
             return cls(str(values["type"]), str(values["title"]), status, str(values.get("detail", "")))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return cls(_ELSEWHERE, f"HTTP status {status}", status, "the answer is not a problem document")

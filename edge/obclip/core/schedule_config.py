@@ -29,6 +29,10 @@ _REFUSED_VALUES = {
     "interpolation_type": ("log_linear",),
     "variance_type": ("learned", "learned_range"),
 }
+_NUMBERS: dict[str, Any] = {
+    **dict.fromkeys(("train_steps", "steps_offset", "original_inference_steps"), int),
+    **dict.fromkeys(("beta_start", "beta_end", "sigma_min", "sigma_max", "timestep_scaling"), int | float),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class ScheduleConfig:
     timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
+        for key, kinds in _NUMBERS.items():
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < math.inf:
+                raise InputError(f"scheduler_config.json: {key} is {value!r}; a number, 0 or more, was wanted")
         _one_of("prediction_type", self.prediction_type, _PREDICTIONS)
         _one_of("final_sigmas_type", self.final_sigmas_type, _FINALS)
         if self.beta_schedule is not None:

@@ -27,7 +27,10 @@ class TextReader:
     def tokenise(self, prompt: str, tokenizer: str = "tokenizer") -> NDArray[np.int64]:
         """int64 [1, max_tokens], padded. InputError for a prompt that does not fit; nothing is cut off unsaid."""
         m = self._manifest
-        ids = self._tokenizer(tokenizer).encode(prompt).ids
+        try:
+            ids = self._tokenizer(tokenizer).encode(prompt).ids
+        except TypeError as error:  # lone surrogates, which bytes of another encoding become
+            raise InputError("the prompt is not valid Unicode text; write it in UTF-8") from error
         if len(ids) > m.max_tokens:
             raise InputError(f"the prompt takes {len(ids)} tokens, this model reads {m.max_tokens}: shorten it")
         second = tokenizer == "tokenizer_2" and m.pad_token_id_2 is not None

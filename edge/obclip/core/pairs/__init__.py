@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.files import read_text
 from obclip.core.schedule import SOLVERS
 
 _EMBEDDED = "embedded:"
@@ -60,6 +61,11 @@ class Pair:
         for solver in (self.solver, self.solver_on_device):
             if solver not in SOLVERS:
                 raise InputError(f"pair {self.name}: solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
+        if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float):
+            raise InputError(f"pair {self.name}: guidance is {self.guidance!r}; it must be a number")
+        for key, text in (("policy", self.policy), ("cloud", self.cloud.source), ("device", self.device.source)):
+            if not isinstance(text, str):
+                raise InputError(f"pair {self.name}: {key} is {text!r}; it must be text")
         counts = {key: getattr(self, key) for key in _COUNTS} | {"device_steps": self.steps_on_device}
         for key, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -110,7 +116,7 @@ def load_pair(name_or_path: str) -> Pair:
         return parse_pair(name_or_path, resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text("utf8"))
     path = Path(name_or_path)
     if path.suffix == ".toml" and path.is_file():
-        return parse_pair(path.stem, path.read_text(encoding="utf8"))
+        return parse_pair(path.stem, read_text(path))
     known = ", ".join(shipped_pairs())
     raise InputError(f"no pair called {name_or_path!r}; shipped are {known}, or pass the path of a pair's .toml file")
 

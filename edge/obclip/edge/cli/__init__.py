@@ -40,7 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8")  # Windows' own code pages lack most of Unicode
+            # Windows' own code pages lack most of Unicode; file names may hold bytes that are none
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad line is refused, not the rest
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="obclip", standalone_mode=False)
     except ObclipError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from obclip.core.errors import InputError
+from obclip.core.files import read_text
 from obclip.edge.oblivious.lexicon import Lexicon, load_lexicon
 
 _FOLDER = resources.files("obclip.edge").joinpath("policies")
@@ -189,7 +190,7 @@ def load_policy(name_or_path: str) -> Policy:
     if name_or_path in shipped:
         text = _FOLDER.joinpath(f"{name_or_path}.toml").read_text("utf8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text("utf8")
+        text = read_text(Path(name_or_path))
     else:
         raise InputError(f"no policy {name_or_path!r}; shipped are {', '.join(shipped)}, or pass a policy file's path")
     english = tomllib.loads(_FOLDER.joinpath("english.toml").read_text("utf8"))
@@ -197,10 +198,14 @@ def load_policy(name_or_path: str) -> Policy:
         return _parse(Path(name_or_path).stem, tomllib.loads(text), english)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"policy {name_or_path} is not TOML: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"policy {name_or_path} has a value of the wrong kind: {error}") from error
 
 
 def _parse(name: str, tables: dict[str, Any], english: dict[str, Any]) -> Policy:
     names = tables.pop("names", {})
+    if not isinstance(names, dict):
+        raise InputError(f"policy {name}: names must be a table, with action = 'refuse' or 'replace'")
     values: dict[str, tuple[str, ...]] = {}
     for attribute in (*CORE, *(t for t in tables if t not in CORE)):
         found = _values(name, attribute, tables.get(attribute, {"refuse": True}))
@@ -226,7 +231,7 @@ def _parse(name: str, tables: dict[str, Any], english: dict[str, Any]) -> Policy
     nouns = dict(age.get("nouns", {}))
     replace_names, drop_others = names.get("action") == "replace", tables.get("ethnicity", {}).get("others") == "drop"
     beside_role = tuple(tables.get("gender", {}).get("beside_role", ("female", "male")))
-    if len(beside_role) != 2:
+    if len(beside_role) != 2 or not all(isinstance(word, str) for word in beside_role):
         raise InputError(f"policy {name}: gender.beside_role is two words, a woman's and a man's")
     return Policy(
         name, values, refused, stages, nouns, minors, english, forms, absent, replace_names, drop_others, beside_role
@@ -247,6 +252,8 @@ def _values(name: str, attribute: str, table: Any) -> tuple[str, ...] | None:
 def _forms(name: str, attribute: str, table: dict[str, Any], values: tuple[str, ...], english: dict[str, Any]) -> Any:
     known = english["extra"].get(attribute, {})
     forms = {**known, **table.get("forms", {})}
+    if not all(isinstance(words, list) and all(isinstance(w, str) for w in words) for words in forms.values()):
+        raise InputError(f"policy {name}: forms of {attribute} must be lists of words: {{ value = ['word', ...] }}")
     if not forms:
         raise InputError(
             f"policy {name}: unknown attribute {attribute}; known are {', '.join((*CORE, *english['extra']))}, "
