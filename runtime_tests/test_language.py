@@ -66,6 +66,57 @@ def test_canonical_words(text: str, expected: str):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a white walking a dog", "a caucasian person walking a dog"),
+        ("a black sitting on a bench", "an african person sitting on a bench"),
+        ("a black, eating lunch", "an african person, eating lunch"),
+        ("a black smiling at a dog", "an african person smiling at a dog"),
+        ("a happy white eating lunch", "a happy caucasian person eating lunch"),
+        ("a white painting a wall", "a caucasian person painting a wall"),
+        ("an asian in a hat", "an asian person in a hat"),
+    ],
+)
+def test_colours_and_peoples_that_stand_for_a_person_are_hidden(text: str, expected: str):
+    assert real(text) == expected
+    assert len(prompts(text)) == 5
+
+
+@pytest.mark.parametrize("text", ["an american in a hat", "portrait of an american", "a native with a spear"])
+def test_a_people_without_a_value_stays_here_where_it_stands_alone(text: str):
+    assert candidate_set(text, DEFAULT).unsent
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a white in a hat",
+        "a black on a horse",
+        "a woman and a white in jeans",
+        "a black who smiles",
+        "a brown with a beard",
+    ],
+)
+def test_a_colour_that_may_be_a_person_is_refused(text: str):
+    with pytest.raises(PrivacyError, match="may be about a person"):
+        candidate_set(text, DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a white cat eating", "a white car", "the white of an egg", "a black and white photo", "white on black",
+        "a white on black design", "a black with white stripes", "a wall painted white with a door",
+        "a white, wooden chair", "a black walking stick", "a white, flowing dress", "a white building in a town",
+        "a white painting on a wall", "a white and blue bus", "a white and a black cat", "an american flag",
+        "two white dogs running in a park",
+    ],
+)  # fmt: skip
+def test_colours_of_things_are_left_alone(text: str):
+    assert prompts(text) == [text]
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "an old castle", "a male connector", "an Indian elephant", "young leaves", "Mother Earth", "a mother duck",

@@ -18,6 +18,10 @@ _DOING = (
     "playing eating holding wearing talking kicking throwing hitting catching watching making taking using drinking"
 )
 _ACTS = frozenset(_DOING.split())
+# public elsewhere, but no colours: alone they are people
+_PEOPLES = frozenset({"american", "native"})
+_LINKS = "in with on at from who whose by near beside behind under is has"
+_ABOUT_SOMEONE = frozenset(_LINKS.split())
 
 
 class Nouns(Naming):
@@ -97,14 +101,48 @@ class Nouns(Naming):
         if token.frame == "plural":
             return True
         if before not in DETERMINERS and not before.isdigit():
-            return False
+            return self._is_colour_of_someone(i, self._determiner(i), after)
         if self._text(after) in _ACTS and token.value != "adult":
             return True
-        if not self._is_phrase_end(after) or token.text in self.policy.public_adjectives:
-            return False
+        if not self._is_phrase_end(after):
+            return self._is_colour_of_someone(i, before, after)
+        if token.text in self.policy.public_adjectives and token.text not in _PEOPLES:
+            return self._is_colour_of_someone(i, before, after)
         if token.attribute == "age":
             return token.value in ("old", "young") and (token.text not in _OF_THINGS_TOO or before == "the")
         return True
+
+    def _is_colour_of_someone(self, i: int, before: str, after: int | None) -> bool:
+        """Whether a colour stands for a person, by what follows: "a white walking a dog", not "the white of an egg" or
+        "a white on black". PrivacyError for what may be one: "a black in a hat"."""
+        token = self.tokens[i]
+        if token.text not in self.policy.public_adjectives or token.attribute not in ("ethnicity", "skin"):
+            return False
+        if before in ("the", "these", "those", "both") or not (before in DETERMINERS or before.isdigit()):
+            return False
+        if self._text(after) == "," and after is not None:
+            after = self._next(after)
+        beyond, word = None if after is None else self._next(after), self._text(after)
+        if word in _ACTS or (word == "smiling" and self._is_phrase_end(beyond)):
+            return True
+        if word.endswith("ing") and (self._is_phrase_end(after) or self._text(beyond) in DETERMINERS):
+            return True
+        coloured = beyond is not None and self.tokens[beyond].kind == "adjective"
+        if word in _ABOUT_SOMEONE and not coloured:
+            raise PrivacyError(
+                f"{token.text!r} may be about a person but stands by no person word; put one right behind it, "
+                "leave it out, or let it through with --allow"
+            )
+        return False
+
+    def _determiner(self, i: int) -> str:
+        """What begins the phrase of the adjective at i, past one or two words that describe it ("a tall black")."""
+        j = self._next(i, -1)
+        for _ in range(2):
+            if j is None or self.tokens[j].kind != "word" or self.tokens[j].text in STOP:
+                break
+            j = self._next(j, -1)
+        return self._text(j)
 
     def _is_phrase_end(self, j: int | None) -> bool:
         """Whether no noun can follow: the end, a mark, a small word, or a verb in -ing, is, -s."""
