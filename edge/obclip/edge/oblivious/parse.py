@@ -41,6 +41,8 @@ def _numbered(template: Template) -> Template:
     """The same, with people in the order in which the text shows them, so that every candidate counts them alike."""
     shown = [piece.person for piece in template.pieces if isinstance(piece, Slot)]
     order = list(dict.fromkeys([*shown, *range(len(template.people))]))
+    if order == sorted(order):
+        return template
     new = {old: i for i, old in enumerate(order)}
     pieces = tuple(p if isinstance(p, str) else replace(p, person=new[p.person]) for p in template.pieces)
     mentions = tuple(replace(m, person=new.get(m.person, m.person)) for m in template.mentions)

@@ -28,7 +28,7 @@ def normalise(prompt: str) -> str:
         raise InputError("the prompt is empty; describe the picture in a few words")
     if len(prompt) > MAX_PROMPT_CHARS:
         raise InputError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARS} are taken: shorten it")
-    for character in prompt:
+    for character in dict.fromkeys(prompt):
         if unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs", "Cn") and character not in "\t\n\r":
             raise InputError(f"the prompt has the invisible character U+{ord(character):04X}; remove it")
     if re.search(r"<\w+:", prompt):
@@ -37,7 +37,7 @@ def normalise(prompt: str) -> str:
         raise PrivacyError("the prompt has a symbol of a person, which shows what words could hide; say it in words")
     text = unicodedata.normalize("NFKC", prompt).translate(_QUOTES).lower()
     text = unicodedata.normalize("NFC", text)
-    for word in re.findall(r"[^\W\d_]+", text):
+    for word in () if text.isascii() else re.findall(r"[^\W\d_]+", text):
         if re.search(r"[a-z]", word) and any(ord(c) > 0x24F for c in word):
             raise PrivacyError("the prompt has a word that mixes alphabets; write it in one, so that it can be checked")
     return re.sub(r"\s+", " ", text).strip()

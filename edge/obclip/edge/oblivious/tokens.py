@@ -124,6 +124,10 @@ def scan(text: str, policy: Policy, allowed: tuple[str, ...] = ()) -> list[Token
 
 def _token(m: re.Match[str], policy: Policy) -> Token:
     text = m[0]
+    if m.lastgroup == "word":
+        return _written(text, _Hashable(policy))
+    if m.lastgroup in ("space", "number", "punct"):
+        return Token(m.lastgroup, text)
     if m[1] is not None:
         return Token("mark", text, value="|".join(alternatives(m[1])))
     if m["phrase"]:
@@ -163,17 +167,21 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
         return _word(text, text, False, policy) if _is_disguised(text, policy) else Token("word", text)
     if m["several"]:
         return _word(m["several"], text, bool(m["owner"]), policy)
-    if m["word"]:
-        plain = without_accents(text)
-        base = re.sub(r"'s?'?$", "", plain)
-        if base != plain and text not in PRONOUNS:
-            token = _word(base, text, True, policy)
-            if token.kind in ("noun", "name", "people", "thing"):
-                return token
-            if token.kind in ("adjective", "pronoun", "refused"):
-                return Token("refused", text, value="has an ending that its word does not take; write it without")
-        return _word(plain, text, False, policy)
-    return Token(m.lastgroup or "punct", text)
+    return Token("punct", text)
+
+
+@lru_cache(maxsize=20_000)
+def _written(text: str, by: _Hashable) -> Token:
+    """A word as the prompt has it, accents, endings and all."""
+    plain = without_accents(text)
+    base = re.sub(r"'s?'?$", "", plain)
+    if base != plain and text not in PRONOUNS:
+        token = _word(base, text, True, by.policy)
+        if token.kind in ("noun", "name", "people", "thing"):
+            return token
+        if token.kind in ("adjective", "pronoun", "refused"):
+            return Token("refused", text, value="has an ending that its word does not take; write it without")
+    return _word(plain, text, False, by.policy)
 
 
 def _number(text: str) -> int:
