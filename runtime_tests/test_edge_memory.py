@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.numpy_helper import from_array
 
 from obclip.core.errors import BundleError, InputError
 from obclip.core.manifest import FileEntry, Manifest, Variant
 from obclip.edge import Bundle, generate
+from obclip.edge.machine import return_mapped_pages
 from obclip.edge.memory import estimate, fit
+from obclip.edge.providers import find
 from obclip.edge.providers.base import Opening, Session
 from obclip.edge.sessions import SessionOptions
 from obclip.edge.tiling import decode_tiled, starts
@@ -162,3 +168,48 @@ def test_a_limit_that_is_too_small_says_what_would_do(bundle_folder: Path):
         fit(whole, SessionOptions(memory_limit=100_000_000), "cpu")
     with pytest.raises(InputError, match="the limit is 1 MB"):
         Bundle.open(bundle_folder, memory_limit=1_000_000)
+
+
+def resident(path: Path) -> int:
+    """Bytes of `path` that this process has in memory by being mapped."""
+    found, of_path = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            of_path = line.endswith(f" {path.resolve()}")
+        elif of_path and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is resident")
+def test_mapped_pages_go_back_and_can_still_be_read(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, 1 << 22, dtype=np.uint8)
+    given_back, written, beside = (tmp_path / name for name in ("in/weights", "in/written", "in-another"))
+    for path in (given_back, written, beside):
+        values.tofile(path)
+    maps = [np.memmap(p, mode=m) for p, m in ((given_back, "r"), (written, "c"), (beside, "r"))]
+    maps[1][:] = 7
+    assert all(int(m.sum(dtype=np.int64)) for m in maps)  # every page was read
+    assert return_mapped_pages(tmp_path / "in") == len(values)
+    assert [resident(p) for p in (given_back, written, beside)] == [0, len(values), len(values)]
+    assert np.array_equal(maps[0], values)
+    assert (maps[1] == 7).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what of a file is resident")
+@pytest.mark.parametrize("cached", [False, True])
+def test_openvino_keeps_no_page_of_the_weights_it_compiled(tmp_path: Path, cached: bool):
+    weights = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1024]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data")
+    opening = Opening(cache=tmp_path / "kept" if cached else None)
+    for _ in range(2):  # the second time from what the first one kept
+        session = find("openvino").open(tmp_path / "model.onnx", opening)
+        files = [tmp_path / "model.onnx_data", *tmp_path.glob("kept/*.blob")]
+        assert len(files) == 1 + cached
+        assert [resident(p) for p in files] == [0] * len(files)
+        found = session.run(x=weights[:1])["y"]
+        np.testing.assert_allclose(found, weights[:1] @ weights, rtol=1e-3, atol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
 import sys
@@ -64,3 +65,24 @@ def return_freed_memory() -> None:
     """Hand what was freed back to the system; glibc keeps it otherwise. Elsewhere nothing is done."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def return_mapped_pages(*folders: Path) -> int:
+    """Hand back the pages of files under `folders` that are mapped to be read only; returns the bytes mapped there.
+
+    What a runtime has copied into a layout of its own it reads no more from the file, but the pages stay resident. A
+    page that is read after all comes back from the file. Linux; elsewhere nothing is done.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return 0
+    libc, returned = ctypes.CDLL(None), 0
+    within = tuple(f"{folder.resolve()}{os.sep}" for folder in folders)
+    for line in maps.read_text().splitlines():
+        span, rights, *_, path = line.split(maxsplit=5)
+        if "w" in rights or "x" in rights or not path.startswith(within):
+            continue
+        start, end = (int(at, 16) for at in span.split("-"))
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED) == 0:
+            returned += end - start
+    return returned

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from obclip.core.errors import BundleError, InputError, RunError
 from obclip.core.files import remove_folder
+from obclip.edge.machine import return_mapped_pages
 from obclip.edge.providers.base import Opening
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -46,18 +47,20 @@ class OpenVinoProvider:
         }
         if opening.threads is not None:
             config["INFERENCE_NUM_THREADS"] = opening.threads
-        core = openvino.Core()
+        core, compiled = openvino.Core(), None
         if opening.cache is not None:
             try:
                 opening.cache.mkdir(parents=True, exist_ok=True)
-                return OpenVinoSession(core.compile_model(str(path), "CPU", config | {"CACHE_DIR": str(opening.cache)}))
+                compiled = core.compile_model(str(path), "CPU", config | {"CACHE_DIR": str(opening.cache)})
             except (OSError, RuntimeError):  # what cannot be kept, or read again, is made without
                 remove_folder(opening.cache)
         try:
-            return OpenVinoSession(core.compile_model(core.read_model(path), "CPU", config))
+            session = OpenVinoSession(compiled or core.compile_model(core.read_model(path), "CPU", config))
         except RuntimeError as error:
             said = str(error).strip().splitlines()[-1]
             raise BundleError(f"{path} cannot be loaded by OpenVINO {openvino.__version__}: {said}") from error
+        return_mapped_pages(path.parent, *filter(None, [opening.cache]))  # it has copies of all it needs by now
+        return session
 
 
 class OpenVinoSession:
