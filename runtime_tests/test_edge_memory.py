@@ -202,7 +202,8 @@ def test_mapped_pages_go_back_and_can_still_be_read(tmp_path: Path):
 def test_openvino_keeps_no_page_of_the_weights_it_compiled(tmp_path: Path, cached: bool):
     weights = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1024]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [from_array(weights, "w")])
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([product], "g", [x], [y], [from_array(weights, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data")
     opening = Opening(cache=tmp_path / "kept" if cached else None)
