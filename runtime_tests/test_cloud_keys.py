@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,44 @@ def test_clients_do_not_share_buckets_and_new_limits_count_at_once():
     assert limiter.take_request("b", Rate(1)) == 0.0
     assert limiter.take_request("a", Rate(2)) == 0.0
     assert limiter.take_rows("a", Rate(2), 10**9) == 0.0  # no limit on rows
+
+
+def test_what_is_given_back_can_be_taken_again_by_nobody_else_and_once():
+    limiter, rate = RateLimiter(Clock()), Rate(1, 8)
+    for client in ("a", "b"):
+        assert (limiter.take_request(client, rate), limiter.take_rows(client, rate, 8)) == (0.0, 0.0)
+    limiter.give_back_request("a", rate)
+    limiter.give_back_rows("a", rate, 8)
+    assert [limiter.take_request("a", rate) > 0 for _ in range(2)] == [False, True]
+    assert [limiter.take_rows("a", rate, 8) > 0 for _ in range(2)] == [False, True]
+    assert limiter.take_request("b", rate) > 0
+
+
+def test_giving_back_under_limits_of_before_does_not_bring_them_back():
+    """A key's file changes while a request is in flight: the bucket of the new limits stays as used as it is."""
+    limiter, before, now = RateLimiter(Clock()), Rate(9, 9), Rate(1, 1)
+    assert limiter.take_request("a", before) == 0.0
+    assert (limiter.take_request("a", now), limiter.take_rows("a", now, 1)) == (0.0, 0.0)
+    limiter.give_back_request("a", before)
+    limiter.give_back_rows("a", before, 9)
+    assert limiter.take_request("a", now) > 0
+    assert limiter.take_rows("a", now, 1) > 0
+
+
+def test_a_request_given_back_from_many_threads_is_never_lost_or_doubled():
+    limiter, rate = RateLimiter(Clock()), Rate(4)
+
+    def use() -> None:
+        for _ in range(300):
+            if limiter.take_request("a", rate) == 0.0:
+                limiter.give_back_request("a", rate)
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [limiter.take_request("a", rate) for _ in range(5)].count(0.0) == 4
 
 
 def test_the_command_shows_a_key_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -165,7 +165,10 @@ def test_what_can_be_refused_early_is_refused_before_the_body_is_read(model: Clo
         large = {"content-length": str(limit + 1)}
         async with app.router.lifespan_context(app):
             said = [await ask({}), await ask({**bearer, **large}), await ask(bearer)]
-            said.append(await ask({**bearer, **JSON}))  # takes the minute's one request; then the queue is full
+            said.append(await ask({**bearer, **JSON}))
+            engine.load = Load()
+            said.append(await ask({**bearer, **JSON}))  # takes the minute's one request
+            engine.load = Load(full=True)
             said.append(await ask({**bearer, **JSON}))
             app.state.service.drain()
             said.append(await ask({**bearer, **JSON}))
@@ -173,7 +176,8 @@ def test_what_can_be_refused_early_is_refused_before_the_body_is_read(model: Clo
 
     said = asyncio.run(run())
     assert said == [
-        "unauthorized", "body-too-large", "unsupported-media-type", "overloaded", "rate-limited", "draining",
+        "unauthorized", "body-too-large", "unsupported-media-type", "overloaded", "invalid-request after reading",
+        "rate-limited", "draining",
     ]  # fmt: skip
     assert engine.jobs == []
 
@@ -221,6 +225,25 @@ def test_rows_of_a_request_that_was_not_taken_are_given_back(model: CloudModel, 
         for _ in range(3):
             refused = post(server.url, authorization=f"Bearer {key}")
             assert (slug(refused), refused.headers["retry-after"]) == ("overloaded", "7")
+
+
+def test_a_request_that_a_full_queue_refuses_takes_nothing_of_the_keys_rate(model: CloudModel, tmp_path: Path):
+    """Full before the body is read, or only when the engine is asked: the minute's one request is left."""
+    engine = FakeEngine()
+    key = add_key(tmp_path / "keys.json", "app", Rate(1, ROWS))
+    with serving(create_app(model, PAIR, keys=tmp_path / "keys.json", engine=engine)) as server:
+
+        def ask() -> str:
+            return slug(post(server.url, authorization=f"Bearer {key}"))
+
+        engine.load = Load(full=True)
+        early = [ask() for _ in range(3)]
+        engine.load, engine.error = Load(), errors.OverloadedError("3 requests are waiting", 6.2)
+        late = [ask() for _ in range(3)]
+        engine.error = errors.FailedError("more rows than a batch has")
+        unfit = [ask() for _ in range(2)]
+    assert (early, late) == (["overloaded"] * 3, ["overloaded"] * 3)
+    assert unfit == ["internal", "rate-limited"]  # its own fault: one a minute
 
 
 def test_metrics_need_a_key_of_their_own(model: CloudModel, tmp_path: Path):

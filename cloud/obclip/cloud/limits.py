@@ -106,10 +106,22 @@ class RateLimiter:
         bucket = self._of(client, rate)[1]
         return 0.0 if bucket is None else bucket.take(rows)
 
+    def give_back_request(self, client: str, rate: Rate) -> None:
+        """Undo `take_request`, for a request that was not let in."""
+        bucket = self._held(client, rate)[0]
+        if bucket is not None:
+            bucket.give_back(1)
+
     def give_back_rows(self, client: str, rate: Rate, rows: int) -> None:
-        bucket = self._of(client, rate)[1]
+        bucket = self._held(client, rate)[1]
         if bucket is not None:
             bucket.give_back(rows)
+
+    def _held(self, client: str, rate: Rate) -> tuple[TokenBucket | None, TokenBucket | None]:
+        """None if the client's limits are others by now: nothing was taken from the buckets of those."""
+        with self._lock:
+            known = self._buckets.get(client)
+        return (None, None) if known is None or known[0] != rate else known[1:]
 
     def _of(self, client: str, rate: Rate) -> tuple[TokenBucket | None, TokenBucket | None]:
         with self._lock:

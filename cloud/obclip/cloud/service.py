@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from obclip.cloud.auth import Client
+from obclip.cloud.errors import OverloadedError
 from obclip.cloud.limits import Limits, RateLimiter, retry_after
 from obclip.cloud.logs import Log
 from obclip.cloud.metrics import Metrics
@@ -107,6 +108,7 @@ class Service:
             raise ProblemError("rate-limited", f"this key may make {limit} requests a minute", retry_after(wait_s))
         load = self.engine.load
         if load.full:
+            self.limiter.give_back_request(client.name, client.rate)
             raise ProblemError("overloaded", f"{load.requests_waiting} requests are waiting", retry_after(load.wait_s))
 
     def read(self, body: bytes, client: Client) -> Job:
@@ -157,6 +159,8 @@ class Service:
             ticket = self.engine.submit(job)
         except RunError as error:
             self.limiter.give_back_rows(client.name, client.rate, rows)
+            if isinstance(error, OverloadedError):  # the queue filled up since `admit`
+                self.limiter.give_back_request(client.name, client.rate)
             raise problem_of(error) from None
         leaving: asyncio.Future[Any] = asyncio.create_task(gone())
         work: asyncio.Future[Any] = asyncio.wrap_future(ticket.future)
