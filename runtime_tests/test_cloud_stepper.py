@@ -38,6 +38,7 @@ from stepping import (
 from obclip.cloud import errors, runner, stepper
 from obclip.cloud.denoising import Denoising
 from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.plan import Policy
 from obclip.cloud.policies import (
     DeepCache,
     PublishedReuse,
@@ -183,6 +184,37 @@ def test_rows_that_are_not_finite_are_run_again_in_float32(large_folder: Path, d
         atol = 4e-3 if dtype == "float32" else 0.05 * np.abs(expected).max()
         np.testing.assert_allclose(response.latents.astype(float), expected, atol=atol)
     assert [e.values["rows"] for e in seen if e.kind == "nan_rerun"] == [2]  # not those of the other
+
+
+@pytest.mark.parametrize(
+    ("side", "i", "policy"), [("up", -2, DeepCache(1, (0, 2))), ("down", 0, PUBLISHED[0])], ids=["features", "skips"]
+)
+def test_features_beyond_float16_are_kept_for_later_steps(large_folder: Path, side: str, i: int, policy: Policy):
+    """One layer gives hundreds of thousands, which later ones bring back to one."""
+    reference, half = (load_model(PAIR, "cpu", "float32", large_folder) for _ in range(2))
+    for model in (reference, half):
+        with torch.no_grad():
+            getattr(model.layered, side)[i].resnet.conv2.weight *= 3e5
+    half = replace(half, dtype=torch.float16)  # load_model refuses it on a CPU, as too slow
+    for module in (half.unet, *(encoder.model for encoder in half.text.encoders)):
+        module.half()
+    one = job(2, 4, (policy,))
+    states: list[Denoising] = []
+
+    class Seen(Denoising):
+        def take(self, *arguments: Any) -> None:
+            super().take(*arguments)
+            states.append(self)
+
+    with pytest.MonkeyPatch.context() as patch, engine_of(half) as (engine, seen):
+        patch.setattr(stepper, "Denoising", Seen)
+        (got,) = answers(engine, [one])
+    expected = alone(reference, one).latents.astype(float)
+    np.testing.assert_allclose(got.latents.astype(float), expected, atol=0.01 * np.abs(expected).max())
+    assert sum(int(e.values["rows"]) for e in seen if e.kind == "nan_rerun") == one.plan.rows
+    kept = states[-1].features.values()
+    assert all(bool(torch.isfinite(value).all()) for value in kept)
+    assert max(float(value.abs().max()) for value in kept) > 65504
 
 
 def test_what_is_not_finite_in_float32_either_is_not_returned(model: CloudModel):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from obclip.cloud.denoising import Denoising
-from obclip.cloud.parts import NOTHING, Keep
+from obclip.cloud.parts import NOTHING, Keep, Part
 from obclip.cloud.plan import Pass, Step
 from obclip.cloud.unet import Features, Inputs, LayeredUNet
 
@@ -38,15 +38,17 @@ class Slice:
 
 @dataclass(frozen=True)
 class Batcher:
-    """bucket: batches are padded to this many rows, None for none. row_by_row: rows run one at a time.
+    """bucket: batches are padded to this many rows, None for none. row_by_row: rows run one at a time. dtype: what
+    `forward` takes, None for the models' own.
 
-    With either, what a row gives depends on that row alone, bit for bit: a kernel's order of additions may depend on
-    the batch's size, but not on what is in the other rows.
+    With a bucket or row by row, what a row gives depends on that row alone, bit for bit: a kernel's order of additions
+    may depend on the batch's size, but not on what is in the other rows.
     """
 
     forward: Forward
     bucket: Callable[[int], int] | None = None
     row_by_row: bool = False
+    dtype: torch.dtype | None = None
 
     def run(self, slices: Sequence[Slice]) -> list[Slice]:
         """Run all rows, which must be of one part; each request takes its own. The slices with rows not finite."""
@@ -56,7 +58,7 @@ class Batcher:
         return self._run(slices)
 
     def _run(self, slices: Sequence[Slice]) -> list[Slice]:
-        parts = [s.state.inputs(s.step, s.one, s.start, s.stop) for s in slices]
+        parts = [s.state.inputs(s.step, s.one, s.start, s.stop, self.dtype) for s in slices]
         x = torch.cat([part[0] for part in parts])
         inputs = _joined([part[1] for part in parts])
         kept = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
@@ -101,17 +103,15 @@ def float32_copy(layered: LayeredUNet) -> LayeredUNet:
 
 
 def run_float32(slices: Sequence[Slice], layered: LayeredUNet) -> list[Slice]:
-    """Run rows again on a float32 UNet; those that are still not finite."""
+    """Run rows again on a float32 UNet; those that are still not finite. What they keep stays in float32: a cached step
+    that takes it is not finite in float16, and so runs here too."""
 
     def forward(
-        x: torch.Tensor, inputs: Inputs, part: object, kept: Features, keep: Keep, pivots: tuple[int, ...]
+        x: torch.Tensor, inputs: Inputs, part: Part, kept: Features, keep: Keep, pivots: tuple[int, ...]
     ) -> tuple[torch.Tensor, Features]:
-        dtype = x.dtype
-        wide = _mapped(inputs, torch.Tensor.float)
-        output, features = layered(x.float(), wide, part, {n: v.float() for n, v in kept.items()}, keep, pivots)  # type: ignore[arg-type]
-        return output, {name: value.to(dtype) for name, value in features.items()}
+        return layered(x, _mapped(inputs, torch.Tensor.float), part, kept, keep, pivots)
 
-    return [bad for s in slices for bad in Batcher(forward).run([s])]
+    return [bad for s in slices for bad in Batcher(forward, dtype=torch.float32).run([s])]
 
 
 def _rows_of(s: Slice) -> list[Slice]:

@@ -89,8 +89,15 @@ class Denoising:
             width = model.unet.config.time_cond_proj_dim
             self.scale = get_timestep_embedding(w, width, downscale_freq_shift=1).to(model.dtype)
 
-    def inputs(self, step: Step, one: Pass, start: int, stop: int) -> tuple[torch.Tensor, Inputs, Features]:
-        """Latents [m, 4, h, w] in the model's dtype, conditions and kept features of rows [start, stop) of a pass."""
+    def inputs(
+        self, step: Step, one: Pass, start: int, stop: int, dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, Inputs, Features]:
+        """Latents [m, 4, h, w], conditions and kept features of rows [start, stop) of a pass.
+
+        dtype: of latents and features, by default the model's. Features that only float32 holds, because they were
+        computed in it, are infinite in float16.
+        """
+        dtype = dtype or self.model.dtype
         rows = one.rows[start:stop]
         m = len(rows)
         x = torch.stack([self.x[list(r.members)].mean(0) if len(r.members) > 1 else self.x[r.members[0]] for r in rows])
@@ -106,12 +113,13 @@ class Denoising:
             projected={name: (k[words], v[words]) for name, (k, v) in self.texts.projected.items()},
         )
         names = self.model.layered.names(needs(one.part))
-        kept = {n: torch.stack([self.features[s, n] for s in one.sources[start:stop]]) for n in names}
-        return x.to(self.model.dtype), inputs, kept
+        kept = {n: torch.stack([self.features[s, n].to(dtype) for s in one.sources[start:stop]]) for n in names}
+        return x.to(dtype), inputs, kept
 
     def take(self, one: Pass, start: int, stop: int, output: torch.Tensor, features: Features) -> None:
         """What the UNet gave for rows [start, stop) of a pass. Features are copied: a view would keep the whole batch's
-        in memory, other requests' among them, until the last request that was in it ends."""
+        in memory, other requests' among them, until the last request that was in it ends. Either may be float32, of
+        rows that were run again in it."""
         for i, row in enumerate(one.rows[start:stop]):
             self.outputs[row] = output[i]
             for name, value in features.items():
