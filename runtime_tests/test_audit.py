@@ -17,8 +17,9 @@ import pytest
 from data import FOLDER, needs_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tally import Tally
 
-from obclip.core.errors import InputError, ModelMissingError, ObclipError, PrivacyError, RunError
+from obclip.core.errors import InputError, ModelMissingError, ObclipError, RunError
 from obclip.edge.audit import AuditModel, audit
 from obclip.edge.audit.evidence import Slot, read_evidence
 from obclip.edge.audit.head import Head
@@ -64,25 +65,30 @@ adjectives = ["", "young ", "old asian ", "beautiful ", "tall bearded "]
 tails = ["", " in a red kimono", " with dark skin", " and a man in a tie", ", knitting, grey hair", " on a skateboard"]
 
 
-@settings(deadline=None, max_examples=150)
-@given(
-    policy=st.sampled_from([DEFAULT, EMOJI]), adjective=st.sampled_from(adjectives), noun=st.sampled_from(nouns),
-    tail=st.sampled_from(tails), prior=st.sampled_from(["careful", "uniform", "captions"]),
-)  # fmt: skip
-def test_posteriors_are_probabilities_and_effective_n_lies_between_one_and_n(policy, adjective, noun, tail, prior):
-    try:
-        found = candidate_set(f"a {adjective}{noun}{tail}", policy)
-    except PrivacyError:
-        return
-    posterior = SHIPPED.posterior(found, prior)
-    assert len(posterior.probabilities) == len(found.prompts)
-    assert sum(posterior.probabilities) == pytest.approx(1)
-    assert 1 - 1e-9 <= posterior.effective_n <= len(found.prompts) + 1e-9
-    assert posterior.top1 >= 1 / len(found.prompts) - 1e-9
-    assert set(posterior.attributes) == set(found.attributes)
-    for label, values in posterior.attributes.items():
-        assert sum(values.values()) == pytest.approx(1)
-        assert set(values) == {row[label] for row in found.values}
+def test_posteriors_are_probabilities_and_effective_n_lies_between_one_and_n():
+    tally = Tally()
+
+    @settings(deadline=None, max_examples=150)
+    @given(
+        policy=st.sampled_from([DEFAULT, EMOJI]), adjective=st.sampled_from(adjectives), noun=st.sampled_from(nouns),
+        tail=st.sampled_from(tails), prior=st.sampled_from(["careful", "uniform", "captions"]),
+    )  # fmt: skip
+    def check(policy, adjective: str, noun: str, tail: str, prior) -> None:
+        found = tally.candidates(f"a {adjective}{noun}{tail}", policy)
+        if found is None:
+            return
+        posterior = SHIPPED.posterior(found, prior)
+        assert len(posterior.probabilities) == len(found.prompts)
+        assert sum(posterior.probabilities) == pytest.approx(1)
+        assert 1 - 1e-9 <= posterior.effective_n <= len(found.prompts) + 1e-9
+        assert posterior.top1 >= 1 / len(found.prompts) - 1e-9
+        assert set(posterior.attributes) == set(found.attributes)
+        for label, values in posterior.attributes.items():
+            assert sum(values.values()) == pytest.approx(1)
+            assert set(values) == {row[label] for row in found.values}
+
+    check()
+    tally.check(0.6)
 
 
 @pytest.mark.parametrize(
@@ -254,17 +260,22 @@ def test_evidence_is_what_all_candidates_share():
     assert [s.possessive for s in slots] == [False, True]
 
 
-@settings(deadline=None, max_examples=100)
-@given(noun=st.sampled_from(nouns), adjective=st.sampled_from(adjectives), tail=st.sampled_from(tails))
-def test_evidence_rebuilds_every_candidate(noun: str, adjective: str, tail: str):
-    try:
-        found = candidate_set(f"a {adjective}{noun}{tail}", DEFAULT)
-    except PrivacyError:
-        return
-    evidence = read_evidence(found)
-    for i, prompt in enumerate(found.prompts):
-        text = " ".join(p.texts[i] if isinstance(p, Slot) else p for p in evidence.pieces)
-        assert " ".join(text.split()) == prompt.replace(",", " ,")
+def test_evidence_rebuilds_every_candidate():
+    tally = Tally()
+
+    @settings(deadline=None, max_examples=100)
+    @given(noun=st.sampled_from(nouns), adjective=st.sampled_from(adjectives), tail=st.sampled_from(tails))
+    def check(noun: str, adjective: str, tail: str) -> None:
+        found = tally.candidates(f"a {adjective}{noun}{tail}", DEFAULT)
+        if found is None:
+            return
+        evidence = read_evidence(found)
+        for i, prompt in enumerate(found.prompts):
+            text = " ".join(p.texts[i] if isinstance(p, Slot) else p for p in evidence.pieces)
+            assert " ".join(text.split()) == prompt.replace(",", " ,")
+
+    check()
+    tally.check(0.6)
 
 
 def test_a_phrase_takes_its_words_and_plurals_are_known():

@@ -33,6 +33,7 @@ from closure import (
 from data import coco_captions, needs_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tally import Tally
 
 from obclip.core.errors import InputError, ObclipError, PrivacyError
 from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set, load_policy, render
@@ -70,14 +71,13 @@ TONES = [tone for tones in ENGLISH["skin"].values() for tone in tones]
 COMMON = ["woman", "man", "girl", "boy", "women", "men", "person", "people", "teacher", "doctors", "couple", "king"]
 
 
-def wrong(prompt: str, policy: Policy, most: int = 4, public: frozenset[str] = frozenset()) -> list[str]:
+def wrong(prompt: str, policy: Policy, tally: Tally, most: int = 4, public: frozenset[str] = frozenset()) -> list[str]:
     """What the checker and the bytes say against the set of `prompt`; nothing where it is refused.
 
-    most: candidates whose bytes are compared. public: words that may stay.
+    tally: counts those that are not. most: candidates whose bytes are compared. public: words that may stay.
     """
-    try:
-        found = candidate_set(prompt, policy)
-    except (PrivacyError, InputError):
+    found = tally.candidates(prompt, policy)
+    if found is None:
         return []
     said = problems(found.prompts, mixed_ages=policy is EMOJI)
     said += byte_problems(found.prompts, policy, most=most)
@@ -140,37 +140,35 @@ def test_the_checker_lets_closed_sets_pass(prompts: list[str]):
 
 @pytest.mark.parametrize("policy", [DEFAULT, EMOJI], ids=["default", "emoji"])
 def test_every_form_of_every_noun(policy: Policy):
-    assert [p for _, form in NOUNS for p in wrong(f"a {form}", policy)] == []
+    tally = Tally()
+    assert [p for _, form in NOUNS for p in wrong(f"a {form}", policy, tally)] == []
+    tally.check(0.95)
 
 
 def test_no_noun_with_a_gender_stands_alone():
     """A set of one would show it; a refusal does not."""
-    single = []
-    for group, form in NOUNS:
-        if not group.startswith("any"):
-            try:
-                single += [form] if len(candidate_set(f"a photo of the {form}", DEFAULT).prompts) == 1 else []
-            except PrivacyError:
-                continue
-    assert single == []
+    tally = Tally()
+    found = {
+        form: tally.candidates(f"a photo of the {form}", DEFAULT)
+        for group, form in NOUNS if not group.startswith("any")
+    }  # fmt: skip
+    assert [form for form, one in found.items() if one is not None and len(one.prompts) == 1] == []
+    tally.check(0.95)
 
 
 def test_every_adjective_beside_a_person():
-    assert [p for word in ADJECTIVES for p in wrong(f"a {word} person", DEFAULT)] == []
+    tally = Tally()
+    assert [p for word in ADJECTIVES for p in wrong(f"a {word} person", DEFAULT, tally)] == []
+    tally.check(0.95)
 
 
 def test_no_adjective_stays_beside_a_person():
     """Whatever an adjective says, candidates either all differ in it or all lack it; public are children, who stay."""
     children = {*ENGLISH["age"]["child"], "adult", "grown"}
-    stays = []
-    for word in ADJECTIVES:
-        try:
-            found = candidate_set(f"a {word} person", DEFAULT)
-        except PrivacyError:
-            continue
-        if word not in children and word in found.remainder:
-            stays.append(word)
-    assert stays == []
+    tally = Tally()
+    found = {word: tally.candidates(f"a {word} person", DEFAULT) for word in ADJECTIVES if word not in children}
+    assert [word for word, one in found.items() if one is not None and word in one.remainder] == []
+    tally.check(0.95)
 
 
 ages = st.one_of(
@@ -197,49 +195,65 @@ ONE = ["{a}{t}", "a photo of {a}{t}", "portrait, {a}{t}, white background", "{a}
 TWO = ["{a}{t} and {b}", "{a} with {b}{t}", "{a} kissing {b}{t}, oil painting", "{a}, {b}{t}", "{a} or {b}", "{a}/{b}"]
 
 
-@settings(max_examples=200, **SEEDED)
-@given(policy=st.sampled_from(sorted(POLICIES)), frame=st.sampled_from(ONE), a=people, t=tails)
-def test_one_person(policy: str, frame: str, a: str, t: str):
-    assert wrong(frame.format(a=a, t=t), POLICIES[policy]) == []
+def test_one_person():
+    tally = Tally(PrivacyError, InputError)
+
+    @settings(max_examples=200, **SEEDED)
+    @given(policy=st.sampled_from(sorted(POLICIES)), frame=st.sampled_from(ONE), a=people, t=tails)
+    def check(policy: str, frame: str, a: str, t: str) -> None:
+        assert wrong(frame.format(a=a, t=t), POLICIES[policy], tally) == []
+
+    check()
+    tally.check(0.5)
 
 
-@settings(max_examples=200, **SEEDED)
-@given(policy=st.sampled_from(sorted(POLICIES)), frame=st.sampled_from(TWO), a=people, b=people, t=tails)
-def test_two_people(policy: str, frame: str, a: str, b: str, t: str):
-    assert wrong(frame.format(a=a, b=b, t=t), POLICIES[policy], most=3) == []
+def test_two_people():
+    tally = Tally(PrivacyError, InputError)
+
+    @settings(max_examples=200, **SEEDED)
+    @given(policy=st.sampled_from(sorted(POLICIES)), frame=st.sampled_from(TWO), a=people, b=people, t=tails)
+    def check(policy: str, frame: str, a: str, b: str, t: str) -> None:
+        assert wrong(frame.format(a=a, b=b, t=t), POLICIES[policy], tally, most=3) == []
+
+    check()
+    tally.check(0.3)
 
 
-@settings(max_examples=60, **SEEDED)
-@given(policy=st.sampled_from(sorted(POLICIES)), frame=st.sampled_from(ONE + TWO), a=people, b=people, t=tails)
-def test_spelling_does_not_matter(policy: str, frame: str, a: str, b: str, t: str):
+def test_spelling_does_not_matter():
     """Case, spaces, articles and quotes of a candidate lead to the same bytes; so do synonyms."""
-    try:
-        candidate = candidate_set(frame.format(a=a, b=b, t=t), POLICIES[policy]).prompts[-1]
-    except ObclipError:
-        return
-    sent = request_digest(candidate, POLICIES[policy])
-    assert [other for other in spellings(candidate) if request_digest(other, POLICIES[policy]) != sent] == []
-    assert {request_digest(other, POLICIES[policy]) for other in synonyms(candidate)} <= {sent, "PrivacyError"}
+    tally = Tally(ObclipError)
+
+    @settings(max_examples=60, **SEEDED)
+    @given(policy=st.sampled_from(sorted(POLICIES)), frame=st.sampled_from(ONE + TWO), a=people, b=people, t=tails)
+    def check(policy: str, frame: str, a: str, b: str, t: str) -> None:
+        found = tally.candidates(frame.format(a=a, b=b, t=t), POLICIES[policy])
+        if found is None:
+            return
+        candidate = found.prompts[-1]
+        sent = request_digest(candidate, POLICIES[policy])
+        assert [other for other in spellings(candidate) if request_digest(other, POLICIES[policy]) != sent] == []
+        assert {request_digest(other, POLICIES[policy]) for other in synonyms(candidate)} <= {sent, "PrivacyError"}
+
+    check()
+    tally.check(0.4)
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    ["the mr's hat", "the ms's hat", "a mrs and her dog", "the mister's house", "madam's hat", "Ms's hat"]
-    + ["a five year old king", "a child king", "a schoolgirl and a five year old princess", "a king, 3 years old"],
-)
+TITLES = [
+    "the mr's hat", "the ms's hat", "a mrs and her dog", "the mister's house", "madam's hat", "Ms's hat",
+    "a five year old king", "a child king", "a schoolgirl and a five year old princess", "a king, 3 years old",
+]  # fmt: skip
+CHILD_ROLES = ["a child king", "a baby king", "a toddler princess", "a child actress", "a boy king"]
+
+
+@pytest.mark.parametrize("prompt", TITLES)
 def test_titles_and_children_in_roles_are_closed_or_refused(prompt: str):
-    assert wrong(prompt, DEFAULT, most=64) == []
+    assert wrong(prompt, DEFAULT, Tally(), most=64) == []
 
 
-@pytest.mark.parametrize(
-    "prompt", ["a child king", "a baby king", "a toddler princess", "a child actress", "a boy king"]
-)
+@pytest.mark.parametrize("prompt", CHILD_ROLES)
 def test_a_child_in_a_role_stays_a_child(prompt: str):
-    try:
-        found = candidate_set(prompt, DEFAULT)
-    except PrivacyError:
-        return
-    assert all(loose(p, CHILDREN) for p in found.prompts)
+    found = Tally().candidates(prompt, DEFAULT)
+    assert found is None or all(loose(p, CHILDREN) for p in found.prompts)
 
 
 # -- captions ---------------------------------------------------------------------------------------------------
@@ -255,13 +269,13 @@ WHO = listed(  # who may be meant by a pronoun, animal or no
 )
 
 
-def caption_problems(caption: str) -> list[str]:
+def caption_problems(caption: str, tally: Tally) -> list[str]:
     """Pronouns and mothers among animals are about nobody; nor are Asian countries, man hole covers and snow men."""
     said = set(words(caption.lower()))
     public = ETHNIC | (listed("man men") if said & {"hole", "snow"} else frozenset())
     if said & ANIMALS:
         public |= AGED if said & WHO else AGED | GENDERED
-    return wrong(caption, DEFAULT, public=public)
+    return wrong(caption, DEFAULT, tally, public=public)
 
 
 BESIDE_ANIMALS = [
@@ -275,7 +289,7 @@ WITHOUT_NOUN = [
     "an elderly sitting on a bench",
     "an asian eating",
 ]
-GLUED = ["a mother2b", "a man4k", "3dwoman portrait", "woman_2b", "1girl, solo", "a wife0A"]
+GLUED = ["a mother2b", "a man4k", "3dwoman portrait", "woman_2b", "1girl, solo", "a wife0A", "an Àactress0x"]
 QUOTED = [
     "'a photo of him'", "a man and 'his' dog", "a sign that says 'she'", "the 'elderly' chef", "the 'asian' chef",
     "'young' people", "she'll smile", "a man, he'd smile", "a portrait of a he’", "himself`",
@@ -284,18 +298,34 @@ QUOTED = [
 
 @pytest.mark.parametrize("prompt", BESIDE_ANIMALS + WITHOUT_NOUN + GLUED + QUOTED)
 def test_nothing_beside_a_word_lets_it_through(prompt: str):
-    assert wrong(prompt, DEFAULT) == []
+    assert wrong(prompt, DEFAULT, Tally(PrivacyError, InputError)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "least"),
+    [(TITLES, 0.6), (CHILD_ROLES, 1.0), (BESIDE_ANIMALS + WITHOUT_NOUN, 1.0), (GLUED, 0.4), (QUOTED, 0.6)],
+    ids=["titles", "children", "beside", "glued", "quoted"],
+)
+def test_most_of_what_may_be_refused_is_not(prompts: list[str], least: float):
+    tally = Tally()
+    for prompt in prompts:
+        tally.candidates(prompt, DEFAULT)
+    tally.check(least)
 
 
 @needs_coco
 def test_captions_of_photographs():
-    assert [p for caption in coco_captions()[::40] for p in caption_problems(caption)] == []
+    tally = Tally(PrivacyError, InputError)
+    assert [p for caption in coco_captions()[::40] for p in caption_problems(caption, tally)] == []
+    tally.check(0.9)
 
 
 @needs_coco
 @pytest.mark.slow
 def test_all_captions_of_photographs():
-    assert [p for caption in coco_captions() for p in caption_problems(caption)] == []
+    tally = Tally(PrivacyError, InputError)
+    assert [p for caption in coco_captions() for p in caption_problems(caption, tally)] == []
+    tally.check(0.95)
 
 
 # -- options ----------------------------------------------------------------------------------------------------
@@ -396,17 +426,23 @@ around = st.one_of(
 )
 
 
-@settings(max_examples=400, **SEEDED)
-@given(parts=st.lists(st.tuples(around, st.sampled_from(sorted(GENDERED))), min_size=1, max_size=3), end=around)
-def test_nothing_written_around_a_word_lets_it_through(parts: list[tuple[str, str]], end: str):
-    prompt = "a " + "".join(before + word for before, word in parts) + end
-    try:
-        found = candidate_set(prompt, DEFAULT)
-    except (PrivacyError, InputError):
-        return
-    assert loose(found.remainder) == set()
-    assert problems(found.prompts, marks="[[" in prompt) == []
-    assert byte_problems(found.prompts, DEFAULT, most=4, sources=found.marked) == []
+def test_nothing_written_around_a_word_lets_it_through():
+    tally = Tally(PrivacyError, InputError)
+    pieces = st.lists(st.tuples(around, st.sampled_from(sorted(GENDERED))), min_size=1, max_size=3)
+
+    @settings(max_examples=400, **SEEDED)
+    @given(parts=pieces, end=around)
+    def check(parts: list[tuple[str, str]], end: str) -> None:
+        prompt = "a " + "".join(before + word for before, word in parts) + end
+        found = tally.candidates(prompt, DEFAULT)
+        if found is None:
+            return
+        assert loose(found.remainder) == set()
+        assert problems(found.prompts, marks="[[" in prompt) == []
+        assert byte_problems(found.prompts, DEFAULT, most=4, sources=found.marked) == []
+
+    check()
+    tally.check(0.3)
 
 
 # -- the check fails where a table is wrong ----------------------------------------------------------------------

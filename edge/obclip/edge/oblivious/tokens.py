@@ -246,7 +246,8 @@ def _is_disguised(word: str, policy: Policy) -> bool:
     """m4n, w0man, woman2b: a protected word whose letters are digits, or that has digits and letters stuck to it."""
     if not any(c.isdigit() for c in word) or not word[0].isalpha():
         return False
-    readings = [word.translate(table) for table in _LEET] + re.findall(r"[^\W\d_]+", word)
+    parts = re.findall(r"[^\W\d_]+", word) + re.findall("[a-z]+", word)  # parted by digits; by letters of elsewhere too
+    readings = [word.translate(table) for table in _LEET] + parts
     return any(reading in policy.nouns or reading in policy.adjectives for reading in readings)
 
 
