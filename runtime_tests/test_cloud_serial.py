@@ -230,5 +230,11 @@ def test_closing_gives_up_what_does_not_end_in_time():
         closing.join(LIMIT_S)
 
 
-def test_closing_an_engine_that_never_started():
-    SerialEngine(Model()).close(1.0)
+def test_closed_before_it_started_it_leaves_nobody_waiting():
+    engine = SerialEngine(Model(), clock=lambda: 0.0)
+    waiting = engine.submit(JOB)
+    engine.close(0.1)
+    with pytest.raises(errors.DrainingError):
+        waiting.future.result(0)
+    with pytest.raises(errors.DrainingError):
+        engine.submit(JOB)

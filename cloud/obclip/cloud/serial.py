@@ -114,9 +114,8 @@ class SerialEngine:
         with self._changed:
             self._refusal = self._refusal or gone
             self._changed.notify_all()
-        if not self._thread.is_alive():
-            return
-        self._thread.join(drain_s)
+        if self._thread.is_alive():
+            self._thread.join(drain_s)
         with self._changed:
             left = list(self._waiting)
             self._waiting.clear()
@@ -124,7 +123,8 @@ class SerialEngine:
                 self._running.stop = self._running.stop or gone
         for entry in left:
             self._settle(entry, gone)
-        self._thread.join(_LAST_STEP_S)
+        if self._thread.is_alive():
+            self._thread.join(_LAST_STEP_S)
 
     def _cancel(self, entry: _Entry) -> None:
         error = errors.CancelledError("the request was cancelled")
