@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -20,6 +21,7 @@ from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.edge.generate import prepare
 from obclip.edge.steps import PLAIN, Saving, default_saving, passes, plan_steps
 from obclip.export.graphs import export_device_graphs
+from runtime_tests.benchmarks.device_steps import MIN_PSNR_DB, SAVINGS, SETS, WITHIN, choose
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "device_steps.json"
 PROMPT, SEED = "noto style emoji of a woman cook", 11
@@ -110,8 +112,13 @@ def test_cached_steps_asked_for_without_their_graphs_are_refused(plain: Bundle, 
     assert default_saving("emoji").every > 1
 
 
-def test_the_embedded_pairs_default_is_what_was_measured():
-    assert str(default_saving("emoji")) == json.loads(RESULTS.read_text())["default"]
+def test_the_embedded_pairs_default_is_what_the_rule_takes_from_what_was_measured():
+    found = json.loads(RESULTS.read_text())
+    measured = {str(s) for s in SAVINGS}
+    for n, k in itertools.product(SETS, (5, 10)):
+        assert {r["saving"] for r in found["rows"] if (r["n"], r["k"]) == (n, k)} == measured
+    assert (found["within"], found["min_psnr_db"]) == (WITHIN, MIN_PSNR_DB)
+    assert str(default_saving("emoji")) == choose(found["rows"]) == found["default"]
 
 
 def test_a_graph_that_a_bundle_does_not_have(plain: Bundle):

@@ -69,11 +69,15 @@ def test_openvinos_runtime_computes_what_onnx_runtime_does(both: Path):
     wanted = passed(Bundle.open(both, provider="cpu", precision="fp32"))
     found = passed(Bundle.open(both, provider="openvino", precision="fp32"))
     assert psnr_db(wanted, found) > 90
-    half = Bundle.open(both, provider="openvino", precision="auto")
-    if "bf16" in half.provider.arithmetics():
-        half = Bundle.open(both, provider="openvino", precision="bf16")
-        assert 30 < psnr_db(wanted, passed(half)) < 90
-        assert half.precision_of("unet", "full") == "bf16"
+
+
+def test_openvino_in_bfloat16_is_near_float32(both: Path):
+    whole = Bundle.open(both, provider="openvino", precision="fp32")
+    if "bf16" not in whole.provider.arithmetics():
+        pytest.skip("this processor has no bfloat16")
+    half = Bundle.open(both, provider="openvino", precision="bf16")
+    assert half.precision_of("unet", "full") == "bf16"
+    assert 30 < psnr_db(passed(whole), passed(half)) < 90
 
 
 def test_what_runs_once_a_job_is_not_compiled_by_openvino(both: Path):
