@@ -1,126 +1,34 @@
-"""The service: order of checks, limits, going down, faults, and that nothing of a prompt or a choice shows outside."""
+"""The service: order of checks, limits, going down, faults."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
-import io
 import json
-import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from asking import BODY, JSON, LIMIT_S, PAIR, REQUEST, ROWS, FakeEngine, Later, post, slug
 from serving import Serving, serving, until
 
-from obclip.cloud import errors, logs
+from obclip.cloud import errors
 from obclip.cloud.app import create_app
 from obclip.cloud.keys import add_key
 from obclip.cloud.limits import Limits, Rate, RateLimiter
 from obclip.cloud.model import CloudModel, load_model
-from obclip.cloud.tracing import Tracer
-from obclip.cloud.work import Event, Job, Load, Span, Ticket, ignore
-from obclip.core.errors import RunError
-from obclip.core.pairs import load_pair
-from obclip.core.problems import Problem
+from obclip.cloud.work import Event, Load
 from obclip.core.schedule import build_schedule
-from obclip.core.wire import Request, Response
 from obclip.edge import Client
-
-PAIR = load_pair("emoji")
-REQUEST = Request(
-    pair=PAIR.digest, candidates=("a man", "a woman"), negative_prompt="", seed=5, height=64, width=64, steps=6,
-    handoff=2, guidance=3.5, solver="dpm++2m",
-)  # fmt: skip
-ROWS = 8
-BODY = REQUEST.encode()
-JSON = {"content-type": "application/json"}
-LIMIT_S = 30
 
 
 @pytest.fixture(scope="module")
 def model(large_folder: Path) -> CloudModel:
     return load_model(PAIR, "cpu", "float32", large_folder)
-
-
-class FakeEngine:
-    """Keeps what it is given until told how it ended. `error`: what `submit` raises."""
-
-    def __init__(self) -> None:
-        self.on_event: Callable[[Event], None] = ignore
-        self.load, self.error = Load(), None
-        self.jobs: list[Job] = []
-        self.futures: list[Future[Response]] = []
-        self.cancelled = self.closed = 0
-
-    load: Load
-    error: RunError | None
-
-    def start(self) -> None:
-        pass
-
-    def submit(self, job: Job) -> Ticket:
-        if self.error is not None:
-            raise self.error
-        future: Future[Response] = Future()
-        future.set_running_or_notify_cancel()
-        self.jobs.append(job)
-        self.futures.append(future)
-
-        def cancel() -> None:
-            if not future.done():
-                self.cancelled += 1
-                future.set_exception(errors.CancelledError("cancelled"))
-
-        return Ticket(future, cancel, [Span("queue", 1, 2), Span("encode", 2, 3), Span("denoise", 3, 4)])
-
-    def close(self, drain_s: float) -> None:
-        self.closed += 1
-        for future in self.futures:
-            if not future.done():
-                future.set_exception(errors.DrainingError("closed"))
-
-    def answer(self, schedule: str = "b" * 64) -> None:
-        """All that is in hand, with noise."""
-        for job, future in zip(self.jobs, self.futures, strict=True):
-            if not future.done():
-                shape = (len(job.request.candidates), *PAIR.latent_shape)
-                latents = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
-                future.set_result(Response(latents, None, job.request.handoff, schedule, "c" * 64))
-
-
-def post(url: str, body: bytes = BODY, **headers: str) -> httpx.Response:
-    return httpx.post(url + "/v1/denoise", content=body, headers={**JSON, **headers}, timeout=LIMIT_S)
-
-
-class Later:
-    """A request in a thread of its own."""
-
-    def __init__(self, url: str, body: bytes = BODY) -> None:
-        self.got: list[httpx.Response] = []
-        self.thread = threading.Thread(target=lambda: self.got.append(post(url, body)))
-        self.thread.start()
-
-    def result(self) -> httpx.Response:
-        self.thread.join(LIMIT_S)
-        return self.got[0]
-
-
-def slug(answer: httpx.Response) -> str:
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = Problem.decode(answer.content, answer.status_code)
-    assert problem.status == answer.json()["status"] == answer.status_code
-    return problem.slug
 
 
 @pytest.fixture
@@ -396,180 +304,3 @@ def test_the_device_waits_as_long_as_a_full_cloud_asks_for(model: CloudModel, en
         thread.join(LIMIT_S)
     assert answer.latents.shape == (2, *PAIR.latent_shape)
     assert naps == [3.0, 3.0]
-
-
-# --- nothing shows
-
-
-def test_the_same_request_gets_the_same_bytes_and_permuted_content_the_same_shape(model: CloudModel):
-    """The server cannot know which candidate is meant; here: it does not treat them differently either."""
-    permuted = replace(REQUEST, candidates=("a cook", "a woman"))
-    swapped = replace(REQUEST, candidates=("a cooks", "a woma"))
-    with serving(create_app(model, PAIR)) as server:
-        first, again, *others = [post(server.url, r.encode()) for r in (REQUEST, REQUEST, permuted, swapped)]
-    assert first.content == again.content
-    for other in others:
-        assert len(other.content) == len(first.content)
-        assert [k for k, _ in other.headers.multi_items()] == [k for k, _ in first.headers.multi_items()]
-        varying = ("date", "x-request-id")
-        assert {k: v for k, v in other.headers.items() if k not in varying} == {
-            k: v for k, v in first.headers.items() if k not in varying
-        }
-    assert first.headers["x-request-id"] != again.headers["x-request-id"]
-    assert len(first.headers["x-request-id"]) == len(again.headers["x-request-id"])
-
-
-def test_what_is_logged_and_counted_does_not_depend_on_the_words(model: CloudModel, caplog: pytest.LogCaptureFixture):
-    """Same events, same fields, same values but for ids and times, whichever words the candidates have."""
-    caplog.set_level("DEBUG", "obclip")
-    told = []
-    for request in (REQUEST, replace(REQUEST, candidates=("an old cook", "red hat"))):
-        caplog.clear()
-        with serving(create_app(model, PAIR)) as server:
-            post(server.url, request.encode())
-        records = [getattr(r, "obclip_fields", {}) for r in caplog.records if r.name.startswith("obclip")]
-        varying = ("request", "seconds", "wait_s", "url")
-        told.append(sorted(json.dumps({k: v for k, v in f.items() if k not in varying}) for f in records))
-    assert told[0] == told[1]
-
-
-@pytest.mark.parametrize("header", ["bytes=0-99", "bytes=-10", "items=0-0"])
-def test_ranges_are_ignored(server: Serving, engine: FakeEngine, header: str):
-    def answered(**headers: str) -> httpx.Response:
-        before = len(engine.futures)
-        got: list[httpx.Response] = []
-        thread = threading.Thread(target=lambda: got.append(post(server.url, **headers)))
-        thread.start()
-        until(lambda: len(engine.futures) > before)
-        engine.answer()
-        thread.join(LIMIT_S)
-        return got[0]
-
-    whole, ranged = answered(), answered(range=header, **{"if-range": '"x"'})
-    assert (ranged.status_code, ranged.content) == (200, whole.content)
-    assert ranged.headers["accept-ranges"] == "none"
-
-
-SECRETS = ("woman", "zanzibar", "cook", "quetzal")
-
-
-class EvilError(RuntimeError):
-    """What a library could raise: its message quotes what it was given."""
-
-
-def quoting(*_: Any, **__: Any) -> Any:
-    raise EvilError("a woman zanzibar", *_)
-
-
-def full_run(model: CloudModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: logs.Format) -> str:
-    """Successes, refusals and failures of all kinds; returns all that was logged, counted and traced."""
-    stream, exporter = io.StringIO(), InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    key = add_key(tmp_path / f"keys-{form}.json", "app", Rate(100, None))
-    bearer = {"authorization": f"Bearer {key}"}
-    logs.configure(form, "debug", stream)
-    app = create_app(
-        model, PAIR, Limits(body_timeout_s=0.2), keys=tmp_path / f"keys-{form}.json", tracer=Tracer(provider)
-    )
-    service = app.state.service
-    request = replace(REQUEST, candidates=("a cook zanzibar", "a woman"), negative_prompt="quetzal")
-    with serving(app) as server:
-        codes = [post(server.url, request.encode(), **bearer).status_code]
-        codes.append(post(server.url, request.encode()).status_code)
-        codes.append(post(server.url, request.encode(), authorization="Bearer zanzibar").status_code)
-        for bad in (
-            b'{"a woman"',
-            request.encode().replace(b'"ddim"', b'"woman"').replace(b'"dpm++2m"', b'"woman"'),
-            request.encode().replace(b'"seed"', b'"quetzal"'),
-            replace(request, candidates=("cook " * 60,)).encode(),
-            replace(request, pair="0" * 64).encode(),
-            b'{"cook": "' + b"woman " * 100_000,
-        ):
-            codes.append(post(server.url, bad, **bearer).status_code)
-        codes.append(httpx.get(server.url + "/v1/denoise?prompt=a+woman", headers=bearer).status_code)
-        codes.append(httpx.get(server.url + "/cook/a%20woman", headers=bearer).status_code)
-        codes.append(httpx.request("WOMAN", server.url + "/v1/denoise", headers=bearer).status_code)
-        codes.append(post(server.url, request.encode(), **bearer, **{"x-request-id": "woman"}).status_code)
-        with socket.create_connection(server.url.removeprefix("http://").rsplit(":", 1)) as raw:  # type: ignore[arg-type]
-            raw.sendall(b"a woman zanzibar\r\n\r\n")
-            raw.recv(1000)
-        for target, name in (
-            (model.unet.conv_in, "forward"),
-            (model.text.encoders[0].model, "forward"),
-            (type(model.text), "check"),
-            (Response, "encode"),
-            (service.engine, "submit"),
-            (service, "planner"),
-            (service, "admit"),
-        ):
-            with monkeypatch.context() as patch:
-                patch.setattr(target, name, quoting)
-                codes.append(post(server.url, request.encode(), **bearer).status_code)
-        counted = service.metrics.render().decode()
-    assert codes == [200, 401, 401, 422, 422, 422, 422, 409, 413, 405, 404, 405, 200, *[500] * 7]
-    spans = [span.to_json() for span in exporter.get_finished_spans()]
-    assert {"request", "queue", "encode", "denoise", "pack"} <= {s.name for s in exporter.get_finished_spans()}
-    assert 'obclip_requests_total{outcome="ok"} 2.0' in counted
-    text = stream.getvalue()
-    assert text.count("outcome=ok") + text.count('"outcome": "ok"') == 2
-    assert "EvilError" in text  # failures are told of, by class and place
-    return text + counted + "".join(spans)
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Loggers as they were."""
-    kept = {
-        n: (logging.getLogger(n).handlers, logging.getLogger(n).propagate, logging.getLogger(n).level) for n in NAMES
-    }
-    yield
-    for name, (handlers, propagate, level) in kept.items():
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-
-
-NAMES = ("obclip", "uvicorn", "asyncio")
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.usefixtures("quiet")
-def test_no_log_line_metric_or_span_has_a_word_of_a_prompt(
-    model: CloudModel,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    form: logs.Format,
-):
-    told = full_run(model, tmp_path, monkeypatch, form) + "".join(capfd.readouterr())
-    found = [word for word in SECRETS if word in told.lower()]
-    assert found == []
-    if form == "json":
-        lines = [line for line in told.splitlines() if line.startswith('{"time"')]
-        assert all({"time", "level", "logger", "event"} <= json.loads(line).keys() for line in lines)
-        assert len(lines) > 40
-
-
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.usefixtures("quiet")
-def test_what_other_libraries_log_is_reduced_to_its_place(form: logs.Format):
-    stream = io.StringIO()
-    logs.configure(form, "debug", stream)
-    for name in ("uvicorn.error", "asyncio"):
-        try:
-            quoting()
-        except EvilError:
-            logging.getLogger(name).exception("task of %s", "a woman")
-    said = stream.getvalue()
-    assert [word for word in SECRETS if word in said] == []
-    assert said.count("EvilError") == 2
-    assert len(said.splitlines()) == 2
-
-
-@pytest.mark.usefixtures("quiet")
-def test_the_library_sets_no_handlers(model: CloudModel):
-    before = [(logging.getLogger(n).handlers[:], logging.getLogger(n).level) for n in ("", *NAMES)]
-    with serving(create_app(model, PAIR)) as server:
-        post(server.url)
-    assert before == [(logging.getLogger(n).handlers, logging.getLogger(n).level) for n in ("", *NAMES)]
