@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Detection:
 
 
 def detect(rows: list[dict[str, Any]], policy: Policy) -> Detection:
-    """Match each row's labels with the parser's mentions: the same attribute, one text within the other."""
+    """Match each row's labels with the parser's mentions: the same attribute, the words of one within the other's."""
     result = Detection()
     for row in rows:
         wanted = Counter((m["text"].lower(), m["attribute"]) for m in row["mentions"])
@@ -61,7 +62,9 @@ def detect(rows: list[dict[str, Any]], policy: Policy) -> Detection:
         ]
         for (text, attribute), n in wanted.items():
             for _ in range(n):
-                match = next((g for g in got if g[1] == attribute and (text in g[0] or g[0] in text)), None)
+                match = next(
+                    (g for g in got if g[1] == attribute and (_within(text, g[0]) or _within(g[0], text))), None
+                )
                 if match is None:
                     result.missed.append((text, attribute, row["prompt"]))
                 else:
@@ -69,3 +72,8 @@ def detect(rows: list[dict[str, Any]], policy: Policy) -> Detection:
                     result.found[attribute] += 1
         result.wrong.update(attribute for _, attribute in got)
     return result
+
+
+def _within(text: str, other: str) -> bool:
+    """Whether `other` has `text` with no letter beside it: "girl" is in "1girl", "man" is not in "woman"."""
+    return re.search(rf"(?<![^\W\d_]){re.escape(text)}(?![^\W\d_])", other) is not None

@@ -34,6 +34,14 @@ def test_recall_on_the_labelled_prompts(attribute: str, floor: float):
     assert found.precision(attribute) >= 0.95
 
 
+def test_labels_and_mentions_match_by_whole_words():
+    def found(text: str) -> int:
+        row = {"prompt": "a woman and 2girls", "mentions": [{"text": text, "attribute": "gender"}]}
+        return detect([row], DEFAULT).found["gender"]
+
+    assert [found(text) for text in ("man", "woman", "the woman", "a wom", "2girls", "irl")] == [0, 1, 1, 0, 1, 0]
+
+
 def test_few_prompts_without_a_name_are_refused():
     rows = [r for r in labelled("prompts") if "name" not in r["strata"]]
     assert len(detect(rows, DEFAULT).prompts_refused) <= 0.08 * len(rows)
