@@ -106,6 +106,23 @@ def test_there_is_one_way_to_ask(server: Serving, path: str, headers: dict[str, 
     assert slug(answer) == expected
 
 
+@pytest.mark.parametrize("header", ["bytes=0-99", "bytes=-10", "items=0-0"])
+def test_ranges_are_ignored(server: Serving, engine: FakeEngine, header: str):
+    def answered(**headers: str) -> httpx.Response:
+        before = len(engine.futures)
+        got: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: got.append(post(server.url, **headers)))
+        thread.start()
+        until(lambda: len(engine.futures) > before)
+        engine.answer()
+        thread.join(LIMIT_S)
+        return got[0]
+
+    whole, ranged = answered(), answered(range=header, **{"if-range": '"x"'})
+    assert (ranged.status_code, ranged.content) == (200, whole.content)
+    assert ranged.headers["accept-ranges"] == "none"
+
+
 # --- rates and load
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-from asking import LIMIT_S, PAIR, REQUEST, FakeEngine, post
+from asking import PAIR, REQUEST, post
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from serving import Serving, serving, until
+from serving import serving
 
 from obclip.cloud import logs
 from obclip.cloud.app import create_app
@@ -64,23 +63,6 @@ def test_what_is_logged_and_counted_does_not_depend_on_the_words(model: CloudMod
         varying = ("request", "seconds", "wait_s", "url")
         told.append(sorted(json.dumps({k: v for k, v in f.items() if k not in varying}) for f in records))
     assert told[0] == told[1]
-
-
-@pytest.mark.parametrize("header", ["bytes=0-99", "bytes=-10", "items=0-0"])
-def test_ranges_are_ignored(server: Serving, engine: FakeEngine, header: str):
-    def answered(**headers: str) -> httpx.Response:
-        before = len(engine.futures)
-        got: list[httpx.Response] = []
-        thread = threading.Thread(target=lambda: got.append(post(server.url, **headers)))
-        thread.start()
-        until(lambda: len(engine.futures) > before)
-        engine.answer()
-        thread.join(LIMIT_S)
-        return got[0]
-
-    whole, ranged = answered(), answered(range=header, **{"if-range": '"x"'})
-    assert (ranged.status_code, ranged.content) == (200, whole.content)
-    assert ranged.headers["accept-ranges"] == "none"
 
 
 SECRETS = ("woman", "zanzibar", "cook", "quetzal")

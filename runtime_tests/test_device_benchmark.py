@@ -1,4 +1,4 @@
-"""The device benchmark's arithmetic, on runs made up here, and the committed results against what the docs say."""
+"""The device benchmark's arithmetic, on runs made up here, and of the committed runs (the docs: `test_docs.py`)."""
 
 from __future__ import annotations
 
