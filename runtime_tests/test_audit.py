@@ -61,7 +61,7 @@ tails = ["", " in a red kimono", " with dark skin", " and a man in a tie", ", kn
 def test_posteriors_are_probabilities_and_effective_n_lies_between_one_and_n():
     tally = Tally()
 
-    @settings(deadline=None, max_examples=150)
+    @settings(max_examples=150)
     @given(
         policy=st.sampled_from([DEFAULT, EMOJI]), adjective=st.sampled_from(adjectives), noun=st.sampled_from(nouns),
         tail=st.sampled_from(tails), prior=st.sampled_from(["careful", "uniform", "captions"]),
@@ -256,7 +256,7 @@ def test_evidence_is_what_all_candidates_share():
 def test_evidence_rebuilds_every_candidate():
     tally = Tally()
 
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(noun=st.sampled_from(nouns), adjective=st.sampled_from(adjectives), tail=st.sampled_from(tails))
     def check(noun: str, adjective: str, tail: str) -> None:
         found = tally.candidates(f"a {adjective}{noun}{tail}", DEFAULT)

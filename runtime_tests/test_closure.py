@@ -34,7 +34,7 @@ from obclip.edge.oblivious import Policy, load_policy
 
 POLICIES = {name: load_policy(name) for name in ("default", "emoji")}
 DEFAULT, EMOJI = POLICIES["default"], POLICIES["emoji"]
-SEEDED = {"derandomize": True, "database": None, "deadline": None}
+SEEDED = {"derandomize": True, "database": None}
 FOLDER = resources.files("obclip.edge")
 ENGLISH: dict[str, Any] = tomllib.loads(FOLDER.joinpath("policies", "english.toml").read_text("utf8"))
 

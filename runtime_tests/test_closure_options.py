@@ -17,7 +17,7 @@ from obclip.core.errors import InputError, PrivacyError
 from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set, load_policy
 
 DEFAULT, EMOJI = load_policy("default"), load_policy("emoji")
-SEEDED = {"derandomize": True, "database": None, "deadline": None}
+SEEDED = {"derandomize": True, "database": None}
 
 
 def option_problems(found: CandidateSet, policy: Policy, options: Options, *, tied: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from obclip.cloud.auth import ANONYMOUS, Authenticator
@@ -131,7 +131,6 @@ def test_a_cost_over_the_whole_bucket_leaves_a_debt():
     assert bucket.take(60) == 0.0
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 600),
     st.lists(st.tuples(st.floats(0, 100), st.integers(1, 900)), min_size=1, max_size=60),

@@ -83,7 +83,7 @@ part_policies = st.one_of(
 policies = st.tuples(rows_policies, part_policies).map(lambda pair: [*pair[0], *pair[1]])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(policies, st.integers(1, 6), st.integers(1, 6), st.integers(2, 12))
 def test_every_plan_predicts_each_candidate_once_a_step_from_features_that_were_kept(
     chosen: list[Policy], n: int, k: int, max_rows: int
@@ -115,7 +115,7 @@ def test_every_plan_predicts_each_candidate_once_a_step_from_features_that_were_
                 kept[row] = before | one.keep
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(policies, st.integers(1, 4))
 def test_the_predicted_cost_is_what_pytorch_counts(model: CloudModel, profile: Profile, chosen: list[Policy], n: int):
     asked = request(n, 5)
@@ -236,7 +236,7 @@ def test_prompts_of_different_lengths_are_aligned_by_what_they_have_in_common():
     assert attribute_groups(["x"]) == [((0,),)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(list("abcde")), min_size=1, max_size=5).map(" ".join),
     st.integers(1, 6),

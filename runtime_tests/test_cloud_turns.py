@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scheduled import FULL, SHALLOW, drained, job, limits, run, shares, works
 
@@ -92,7 +92,6 @@ def test_a_job_of_a_rare_kind_is_not_kept_waiting_by_its_own_siblings():
     assert waited <= 4 * (1 + 17)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5), st.integers(1, 6), st.booleans())
 def test_two_clients_with_equal_work_stay_level(cap: int, rows: int, jobs: int, units: int, whole: bool):
     """At any time they differ by at most a batch and a unit."""
@@ -106,7 +105,6 @@ def test_two_clients_with_equal_work_stay_level(cap: int, rows: int, jobs: int, 
         assert abs(lead) <= cap + min(cap, rows)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), *[st.lists(st.lists(st.integers(1, 12), min_size=1), min_size=1, max_size=4)] * 2)
 def test_two_clients_that_cannot_share_batches_stay_level(cap: int, full: list, shallow: list):
     """Whatever the sizes, while both have work they differ by at most a batch and a unit."""
@@ -123,7 +121,6 @@ def test_two_clients_that_cannot_share_batches_stay_level(cap: int, full: list, 
         assert abs(lead) <= cap + min(cap, max(n for rows in [*full, *shallow] for n in rows))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 8), st.lists(works(), min_size=1, max_size=4), st.lists(works(), min_size=1, max_size=10))
 def test_nobody_is_pushed_back_by_more_than_a_batch_and_a_unit(cap: int, few: list, many: list):
     """Whatever two clients ask for: while both have work, the rows that one was given ahead of rows of the other, which

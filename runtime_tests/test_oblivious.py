@@ -200,7 +200,7 @@ frames = [
 def test_sets_are_closed_over_the_lexicon():
     tally = Tally()
 
-    @settings(deadline=None, max_examples=400)
+    @settings(max_examples=400)
     @given(
         policy=st.sampled_from([EMOJI, DEFAULT]), frame=st.sampled_from(frames), adjective=st.sampled_from(adjectives),
         noun=st.sampled_from(nouns), tail=st.sampled_from(tails),

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -107,7 +107,6 @@ def runs_as(path: Path, folder: Path) -> Counter[str]:
 
 
 @given(weight=arrays(np.float32, (6, 5), elements=st.floats(-100, 100, width=32)))
-@settings(deadline=None)
 def test_weights_come_back_within_half_a_step_of_their_channel(weight: NDArray[np.float32]):
     for axis in (0, 1):
         scales = channel_scales(weight, axis)

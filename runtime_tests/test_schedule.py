@@ -191,7 +191,7 @@ def test_handoff_of_latents_alone_is_diffusers_with_its_history_cleared(k: int):
     assert np.abs(x - theirs).max() < 1e-4
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(solver=st.sampled_from(SOLVERS), steps=st.integers(2, 12), data=st.data())
 def test_handoff_with_history_continues_exactly(solver: str, steps: int, data: st.DataObject):
     k = data.draw(st.integers(1, steps))

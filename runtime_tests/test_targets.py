@@ -57,7 +57,7 @@ def test_a_rewrite_computes_the_same(exported: onnx.ModelProto, rewrite):
     assert error(run(new, inputs), wanted) < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     groups=st.sampled_from([1, 2, 4]), per_group=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9),
     tail=st.lists(st.sampled_from(["silu", "scale", "half", "residual"]), max_size=4), seed=st.integers(0, 99),
