@@ -6,6 +6,7 @@ same. Only a folder with every part takes the bundle's name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from obclip.core.errors import BundleError, InputError, RunError
-from obclip.core.files import atomic_write_bytes, publish_folder, sha256_file, sync_folder
+from obclip.core.files import atomic_write_bytes, publish_folder, sync_folder
 from obclip.core.manifest import Component, FileEntry, Variant, list_files
 
 _STATE = ".export"
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,20 @@ class Record:
     files: tuple[FileEntry, ...]
 
     def intact(self, folder: Path) -> bool:
-        return all((folder / f.path).is_file() and sha256_file(folder / f.path) == f.sha256 for f in self.files)
+        """Whether its bytes are what they were; files of weights may have grown."""
+        return all(_holds(folder / f.path, f) for f in self.files)
+
+    def undo_the_rest(self, folder: Path) -> None:
+        """Take back what a run that was stopped added to the part: weights behind those on record, and files."""
+        sizes = {folder / f.path: f.bytes for f in self.files}
+        for path in sorted((folder / self.component.name).rglob("*"), reverse=True):  # what is in a folder first
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in sizes:
+                path.unlink()
+            elif path.stat().st_size > sizes[path]:
+                os.truncate(path, sizes[path])
 
 
 class Partial:
@@ -75,7 +90,10 @@ class Partial:
         return sorted(p.stem for p in self._state.glob("*.json"))
 
     def find(self, name: str) -> Record | None:
-        """The record of a part that an earlier run finished, if its files are still what they were."""
+        """The record of a part that an earlier run finished, if its files are still what they were.
+
+        What that run added to it afterwards, of a precision that it did not finish, is gone then.
+        """
         try:
             values = json.loads((self._state / f"{name}.json").read_text(encoding="utf8"))
             record = Record(
@@ -85,7 +103,10 @@ class Partial:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return record if record.intact(self.folder) else None
+        if not record.intact(self.folder):
+            return None
+        record.undo_the_rest(self.folder)
+        return record
 
     def begin(self, name: str) -> Path:
         """An empty folder for a part."""
@@ -147,6 +168,21 @@ class Partial:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _holds(path: Path, entry: FileEntry) -> bool:
+    """Whether the file begins with the entry's bytes; only further precisions' weights may follow."""
+    if not path.is_file():
+        return False
+    size = path.stat().st_size
+    if size < entry.bytes or (size > entry.bytes and not path.name.endswith("_data")):
+        return False
+    digest, left = hashlib.sha256(), entry.bytes
+    with path.open("rb") as file:
+        while left and (block := file.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest() == entry.sha256
 
 
 def _lock(descriptor: int) -> None:
