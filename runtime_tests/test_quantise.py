@@ -394,6 +394,27 @@ def test_choosing_goes_on_until_the_floor_is_met_or_gives_up():
         choose(table, lambda excluded: Verdict(50.0, 50.0, 50.0, 1.2), 30.0)
 
 
+def test_giving_up_says_why():
+    """Whether tries ran out, with how much in float32, or more than half of the work would be."""
+    even = [Damage((f"layer{i}",), 1.0, 0.01) for i in range(100)]
+    seen = []
+
+    def slowly(excluded: tuple[str, ...]) -> Verdict:  # always as far below the floor, so that a step more is tried
+        seen.append(len(excluded))
+        return Verdict(29.99, 29.99, 29.99)
+
+    with pytest.raises(VerificationError) as caught:
+        choose(even, slowly, 30.0)
+    assert len(seen) == 6
+    assert f"with {seen[-1]}% of the work left in float32" in str(caught.value)
+    assert seen[-1] < 50
+    assert "these were 6 tries; ask for less" in str(caught.value)
+    with pytest.raises(VerificationError, match=r"with 0% of the work.*20\.0 dB.*a further try would leave over half"):
+        choose(even, lambda excluded: Verdict(20.0, 20.0, 20.0), 30.0)
+    with pytest.raises(VerificationError, match="no layers that int8 could take"):
+        choose([], slowly, 30.0)
+
+
 def test_choosing_goes_back_from_what_is_far_above_the_floor():
     table = [Damage((f"layer{i:02}",), 1.0 if i < 40 else 0.001, 0.01) for i in range(100)]
     seen = []

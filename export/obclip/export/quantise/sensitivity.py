@@ -92,16 +92,18 @@ def choose(table: Sequence[Damage], judge: Callable[[tuple[str, ...]], Verdict],
     """Leave out cheap and noisy groups at once, then as many more as the floor takes; errors of groups add up, roughly.
 
     Where they do not, and what met the floor is far above it, fewer are tried, halfway to what did not meet it.
-    judge(excluded) measures the whole. VerificationError if less than half of the work could be quantised.
+    judge(excluded) measures the whole. VerificationError if six tries do not meet the floor, or less than half
+    of the work could be quantised.
     """
     total = sum(d.noise for d in table)
     count = sum(d.noise / total > _NOISY * d.share for d in table) if total > 0 else 0  # the table begins with them
-    below, best = -1, None
+    below, best, floats = -1, None, 0.0
     rounds: list[tuple[int, Verdict]] = []
     while len(rounds) < _ROUNDS and (share := sum(d.share for d in table[count:])) >= _LEAST_SHARE:
         excluded = tuple(name for d in table[:count] for name in d.layers)
         verdict = judge(excluded)
         rounds.append((len(excluded), verdict))
+        floats = max(1 - share, 0.0)
         if verdict.meets(floor_db):
             best = Choice(excluded, share, verdict, tuple(table), ())
             above = count
@@ -119,11 +121,19 @@ def choose(table: Sequence[Damage], judge: Callable[[tuple[str, ...]], Verdict],
             break
     if best is not None:
         return replace(best, rounds=tuple(rounds))
-    last = rounds[-1][1] if rounds else Verdict(float("nan"), float("nan"), float("nan"), float("nan"))
-    raise VerificationError(
-        f"with half of the work in float32 int8 pictures are still {last.psnr_db:.1f} dB from float32's (wanted "
-        f"{floor_db:.0f}), the response to the text {last.conditioning:.3f} of theirs (wanted 1 within 5 %); leave "
-        "int8 out, or calibrate with more prompts"
+    raise VerificationError(_gave_up(rounds, floats, floor_db))
+
+
+def _gave_up(rounds: Sequence[tuple[int, Verdict]], floats: float, floor_db: float) -> str:
+    """floats: share of the work that was float in the last try."""
+    if not rounds:
+        return "this graph has no layers that int8 could take; leave int8 out"
+    last = rounds[-1][1]
+    ended = f"these were {_ROUNDS} tries" if len(rounds) == _ROUNDS else "a further try would leave over half of it so"
+    return (
+        f"with {floats:.0%} of the work left in float32 int8 pictures are still {last.psnr_db:.1f} dB from float32's "
+        f"(wanted {floor_db:g}), the response to the text {last.conditioning:.3f} of theirs (wanted 1 within 5 %), and "
+        f"{ended}; ask for less (--picture-psnr), calibrate with more prompts, or leave int8 out"
     )
 
 
