@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
     LatentConsistencyModelPipeline,
 )
-from tiny import diffusers_latents
+from tiny import diffusers_latents, make_sdxl_folder
 
 from obclip.core.errors import InputError, ModelMissingError, VerificationError
 from obclip.core.guidance import guidance_embedding
@@ -23,8 +24,10 @@ from obclip.core.manifest import Variant
 from obclip.core.pairs import Pair, load_pair
 from obclip.core.wire import Request
 from obclip.edge import Bundle
+from obclip.edge.complete import Guidance, denoise
 from obclip.export.graphs import export_device_graphs
 from obclip.export.quantise import variants
+from obclip.export.quantise.cloud_half import handed_over
 from obclip.export.quantise.conditions import encode
 from obclip.export.quantise.graph import layers, load_graph
 from obclip.export.quantise.prompts import EMOJI, PEOPLE
@@ -33,6 +36,7 @@ from obclip.export.quantise.trajectories import trajectories
 from obclip.export.quantise.unets import DeviceUnet, WholeUnet
 from obclip.export.quantise.variants import Setting, prepare, quantise_decoder, quantise_unet, some_passes
 from obclip.export.quantise.verdict import Pictures, Verdict, of_unet
+from obclip.export.tokenizer import export_tokenizer
 
 pytestmark = pytest.mark.usefixtures("traces")
 
@@ -96,6 +100,46 @@ def test_and_goes_on_as_the_edge_does(setting: Setting, pair: Pair, bundle: Path
         x, _ = schedule.step(step, x, outputs[1] + np.float32(pair.guidance) * (outputs[0] - outputs[1]))
     assert next(passes, None) is None
     np.testing.assert_allclose(found.last, x, atol=1e-4)
+
+
+def test_a_device_with_steps_of_its_own_is_calibrated_on_these(pair: Pair, bundle: Path, large_folder: Path):
+    """Latents after step 2 of the cloud's 4; then the edge's own run of the device's steps 5 to 7 of 8."""
+    other = replace(pair, solver="lcm", steps=4, timestep_shift=3, device_solver="dpm++2m", device_steps=8)
+    setting = prepare(other, bundle, PROMPTS, 1.0, large=large_folder)
+    opened, found = Bundle.open(bundle, verify=False), setting.calibrate[0]
+    own = opened.schedule("dpm++2m", 8)
+    assert setting.schedule.digest == own.digest
+    assert [p.step for p in found.passes] == [5, 5, 6, 6, 7, 7]
+    ((x, _),) = handed_over(other, large_folder, opened.schedule("lcm", 4), PROMPTS[:1], [0], 2)
+    np.testing.assert_array_equal(found.x, x)
+    guidance = Guidance(opened.encode(PROMPTS[0]), opened.encode(""), pair.guidance)
+    *_, (_, last, _) = denoise(opened, own, guidance, x, 5, 0)
+    np.testing.assert_allclose(found.last, last, atol=1e-4)
+    (alone,) = trajectories(other, bundle, PROMPTS[:1], [0])
+    assert [p.step for p in alone.passes] == [step for step in range(8) for _ in range(2)]
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_no_text_is_what_the_device_makes_of_it(zeros: bool, tmp_path: Path):
+    """SDXL's, where the pipeline has zeros for it; others are read as they are."""
+    source, folder = make_sdxl_folder(tmp_path / "xl", zero_empty=zeros), tmp_path / "bundle"
+    for name in ("text_encoder", "text_encoder_2", "unet"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.onnx").touch()
+    for name in ("tokenizer", "tokenizer_2"):
+        export_tokenizer(source / name, folder / name)
+    for file in ("unet/config.json", "model_index.json"):
+        shutil.copyfile(source / file, folder / file)
+
+    def ones(part: str, ids: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        layers = {f"hidden_states.{i}": np.ones((1, 32, 32), np.float32) for i in range(4)}
+        return [layers | {"text_embeds": np.ones((1, 24), np.float32)} for _ in ids]
+
+    found = encode(folder, ["a woman", ""], (64, 64), 5.0, ones)
+    for name in ("encoder_hidden_states", "text_embeds"):
+        assert found["a woman"][name].all()
+        assert found[""][name].any() != zeros
+    assert found[""]["time_ids"].any()
 
 
 def test_without_a_large_model_it_begins_at_noise(pair: Pair, bundle: Path):

@@ -26,8 +26,8 @@ def encode(
     """prompt -> what the UNet takes beside latents and step. size: height and width of the picture, pixels.
 
     bundle: a folder with `text_encoder/model.onnx` (SDXL: `text_encoder_2/` too) and tokenizers. encoder(part, ids of
-    each prompt): by default the bundle's own graphs. ModelMissingError if the bundle is incomplete; prompts that are
-    too long are cut.
+    each prompt): by default the bundle's own graphs. Of SDXL no text is zeros where its pipeline has it so, as on the
+    device. ModelMissingError if the bundle is incomplete; prompts that are too long are cut.
     """
     config = _json(bundle / "unet" / "config.json")
     parts = [p for p in ("text_encoder", "text_encoder_2") if (bundle / p / "model.onnx").is_file()]
@@ -40,12 +40,19 @@ def encode(
         one = [output[i] for output in outputs]
         feed: Feed = {"encoder_hidden_states": _text_of(one)}
         if config.get("addition_embed_type") == "text_time":
-            feed["text_embeds"] = one[-1]["text_embeds"]
+            keep = np.float32(bool(prompt) or not _zeros_for_empty(bundle))
+            feed["encoder_hidden_states"] = feed["encoder_hidden_states"] * keep
+            feed["text_embeds"] = one[-1]["text_embeds"] * keep
             feed["time_ids"] = np.array([[*size, 0, 0, *size]], np.float32)
         if width := config.get("time_cond_proj_dim"):
             feed["timestep_cond"] = guidance_embedding(guidance, width)
         found[prompt] = feed
     return found
+
+
+def _zeros_for_empty(bundle: Path) -> bool:
+    """Whether no text is zeros rather than encoded, as SDXL's pipelines have it where nothing is said."""
+    return bool(_json(bundle / "model_index.json").get("force_zeros_for_empty_prompt", True))
 
 
 def _hidden(bundle: Path, part: str, ids: Sequence[NDArray[np.int64]]) -> list[Feed]:

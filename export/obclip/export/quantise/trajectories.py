@@ -1,7 +1,8 @@
 """Calibration data: what a device's models meet when it finishes what the cloud began.
 
 Random inputs would calibrate for a model nobody runs. A trajectory is the pair's own: latents as the large model hands
-them over at step k, then the device's steps with both guidance branches, and the latents it decodes.
+them over at step k, then the device's steps, on the device's schedule, with both guidance branches, and the latents it
+decodes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Trajectory:
-    """x: latents before step `start`; x0: the clean ones the cloud knew then, or None; last: after the last step.
+    """x: latents before the device's step `start`; x0: the clean ones the cloud knew then, or None; last: at the end.
 
     branches: conditions of the text and, under guidance, of no text. passes: every one, in order.
     All latents float32 [C, h, w].
@@ -55,15 +56,17 @@ def trajectories(
 ) -> list[Trajectory]:
     """One trajectory a prompt and seed, on the fp32 models of `bundle` (folders unet/, text_encoder/, ...).
 
-    large: diffusers folder of the cloud's model; without it the device's model starts at step 0. handoff, steps: the
-    pair's by default. The two models are never in memory together. ModelMissingError: one of them is incomplete.
+    large: diffusers folder of the cloud's model, behind whose step k the device goes on at k and the pair's shift;
+    without it the device's model starts at step 0. handoff: the pair's by default; steps: of both sides, theirs by
+    default. The two models are never in memory together. ModelMissingError: one of them is incomplete.
     """
-    schedule = pair_schedule(pair, bundle, steps)
-    start = 0 if large is None else min(handoff or pair.handoff, schedule.steps - 1)
+    schedule = device_schedule(pair, bundle, steps)
+    start = 0 if large is None else min((handoff or pair.handoff) + pair.timestep_shift, schedule.steps - 1)
     if large is not None:
         from obclip.export.quantise.cloud_half import handed_over  # PyTorch, which nothing else here needs
 
-        begun: list[tuple[Float32, Float32 | None]] = list(handed_over(pair, large, schedule, prompts, seeds, start))
+        theirs, k = _schedule(bundle, pair.solver, steps or pair.steps), start - pair.timestep_shift
+        begun: list[tuple[Float32, Float32 | None]] = list(handed_over(pair, large, theirs, prompts, seeds, k))
     else:
         scale = np.float32(schedule.initial_scale)
         begun = [(np.asarray(scale * initial_noise(s, pair.latent_shape), np.float32), None) for s in seeds]
@@ -81,9 +84,14 @@ def trajectories(
     return made
 
 
-def pair_schedule(pair: Pair, bundle: Path, steps: int | None = None) -> Schedule:
+def device_schedule(pair: Pair, bundle: Path, steps: int | None = None) -> Schedule:
+    """The solver and steps that the device finishes with. steps: the pair's by default."""
+    return _schedule(bundle, pair.solver_on_device, steps or pair.steps_on_device)
+
+
+def _schedule(bundle: Path, solver: str, steps: int) -> Schedule:
     config = ScheduleConfig.from_file(bundle / "scheduler" / "scheduler_config.json")
-    return build_schedule(config, pair.solver, steps or pair.steps)
+    return build_schedule(config, solver, steps)
 
 
 def unet_inputs(found: Sequence[Trajectory], schedule: Schedule, bundle: Path) -> Iterator[Feed]:

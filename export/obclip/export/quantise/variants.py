@@ -26,7 +26,7 @@ from obclip.export.quantise.trajectories import (
     Trajectory,
     decoder_inputs,
     device_inputs,
-    pair_schedule,
+    device_schedule,
     trajectories,
     unet_inputs,
 )
@@ -77,7 +77,7 @@ def prepare(
     found = trajectories(pair, bundle, prompts, range(len(prompts)), large=large)
     held = set(range(1, len(found), 4))
     return Setting(
-        pair, bundle, pair_schedule(pair, bundle),
+        pair, bundle, device_schedule(pair, bundle),
         tuple(t for i, t in enumerate(found) if i not in held), tuple(t for i, t in enumerate(found) if i in held),
         latent_scale, floor_db, external_above_bytes,
     )  # fmt: skip
