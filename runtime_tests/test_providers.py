@@ -127,6 +127,9 @@ def test_manifest_holds_what_precisions_cost(both: Path):
     }  # fmt: skip
     for variant in variants:
         assert variant.verification["psnr_db"] >= 20
+        if variant.precision == "int8":
+            runtime = "OpenVINO" if variant.target == "openvino" else "ONNX Runtime"
+            assert variant.verification["judged_by"].startswith(f"{runtime} ")
     Manifest.read(both).verify_files(both)
 
 

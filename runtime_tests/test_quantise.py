@@ -19,14 +19,17 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from obclip.core.errors import InputError, VerificationError
 from obclip.core.manifest import Component
+from obclip.edge.providers.base import Opening
+from obclip.edge.providers.openvino_runtime import OpenVinoProvider
 from obclip.export.graphs.shared_data import SharedData
 from obclip.export.partial import Partial, Record
 from obclip.export.quantise import quantise
 from obclip.export.quantise.graph import groups, layers, load_graph
 from obclip.export.quantise.qdq import channel_scales, quantise_weight, tensors_to_range
 from obclip.export.quantise.ranges import activation_ranges, macs
+from obclip.export.quantise.runtimes import open_graph
 from obclip.export.quantise.sensitivity import Damage, choose, damage
-from obclip.export.quantise.verdict import Verdict, psnr
+from obclip.export.quantise.verdict import Verdict, of_graph, psnr
 from obclip.export.quantise.weights_only import BLOCK, pack_blocks
 
 Feed = dict[str, NDArray[Any]]
@@ -163,6 +166,37 @@ def test_openvino_gets_float_outputs(source: Path, feeds: list[Feed], tmp_path: 
     small = {n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
     assert small == {"sample", "r", "x", "mixed", "c"}  # what layers take, and nothing that they give
     assert report.verdict.psnr_db >= quantise(source, tmp_path / "cpu.onnx", "int8", feeds).verdict.psnr_db
+
+
+def test_openvinos_graphs_are_judged_by_openvino(
+    source: Path, feeds: list[Feed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By what the edge's own session gives; by ONNX Runtime where OpenVINO is not installed."""
+    pytest.importorskip("openvino")
+    report = quantise(source, tmp_path / "int8.onnx", "int8", feeds[:4], target="openvino")
+    edge = OpenVinoProvider().open(report.out, Opening())
+    values = [psnr(run(source, feed), edge.run(**feed)["out_sample"]) for feed in feeds[:4]]
+    assert report.verdict.psnr_db == pytest.approx(np.mean(values), abs=1e-3)
+    assert report.to_dict()["judged_by"].startswith("OpenVINO 20")
+    assert quantise(source, tmp_path / "cpu.onnx", "int8", feeds).to_dict()["judged_by"].startswith("ONNX Runtime ")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    other = quantise(source, tmp_path / "other.onnx", "int8", feeds[:4], target="openvino")
+    assert other.to_dict()["judged_by"] == f"ONNX Runtime {ort.__version__}"
+    values = [psnr(run(source, feed), run(other.out, feed)) for feed in feeds[:4]]
+    assert other.verdict.psnr_db == pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_openvino_opens_a_model_in_memory_on_weights_in_a_file(source: Path, feeds: list[Feed], tmp_path: Path):
+    pytest.importorskip("openvino")
+    path = tmp_path / "shared.onnx"
+    onnx.save(onnx.load(source), path, save_as_external_data=True, location="model.onnx_data", size_threshold=512)
+    before = set(tmp_path.iterdir())
+    found = of_graph((load_graph(path), tmp_path), source, feeds, "openvino")
+    assert found.lowest_db > 100
+    assert set(tmp_path.iterdir()) == before
+    (tmp_path / "broken.onnx").write_bytes(b"\x08not a model")
+    with pytest.raises(VerificationError, match=r"OpenVINO takes no broken.onnx .*leave its target out"):
+        open_graph(tmp_path / "broken.onnx", "openvino")
 
 
 def test_ranges_are_those_of_the_tensors(source: Path, feeds: list[Feed]):

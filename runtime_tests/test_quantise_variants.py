@@ -183,6 +183,64 @@ def test_the_float_model_loses_nothing(setting: Setting, pair: Pair, bundle: Pat
     assert not deaf.meets(0.0)
 
 
+def test_a_shallow_graph_that_says_nothing_is_refused(
+    setting: Setting, graphs: tuple[Variant, ...], monkeypatch: pytest.MonkeyPatch
+):
+    whole = variants.quantise
+
+    def silent(source: Path, out: Path, *rest: object, **options: object) -> object:
+        if "shallow" in out.name:
+            model = load_graph(source)
+            last = model.graph.initializers[layers(model)[-1].weight]
+            last.const_value = ir.tensor(np.zeros(last.const_value.shape.numpy(), np.float32), name=last.name)
+            source = out.with_name("silent.onnx")
+            ir.save(model, source)
+        return whole(source, out, *rest, **options)
+
+    monkeypatch.setattr(variants, "quantise", silent)
+    with pytest.raises(VerificationError, match="cpu_w8_shallow"):
+        quantise_unet(setting, graphs, "w8", "cpu")
+
+
+def test_a_shallow_graph_is_judged_in_turns_with_the_full_one(
+    setting: Setting, bundle: Path, graphs: tuple[Variant, ...]
+):
+    full, shallow = quantise_unet(setting, graphs, "w8", "cpu")
+    files = bundle / graphs[2].file, bundle / graphs[3].file
+    pictures = Pictures(bundle / "vae_decoder" / "model.onnx", 1.0)
+    judge = variants._in_turns(setting, *files, "cpu", pictures)
+    exact = judge(*files)
+    assert exact.lowest_db > 80
+    assert exact.pass_db > 80
+    assert exact.conditioning == pytest.approx(1, abs=1e-4)
+    both = judge(bundle / full.file, bundle / shallow.file)
+    assert both.psnr_db == pytest.approx(shallow.verification["psnr_db"], abs=0.01)
+    assert both.psnr_db != pytest.approx(judge(files[0], bundle / shallow.file).psnr_db, abs=0.01)
+
+
+def test_more_layers_stay_float_where_only_the_shallow_graph_is_below_the_floor(
+    setting: Setting, graphs: tuple[Variant, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """The full one is said to be good at once, the two in turns when three layers of the full one are left float."""
+    left: list[int] = []
+    good = Verdict(40.0, 40.0, 40.0)
+
+    def tried(graph: object, excluded: tuple[str, ...]) -> Verdict:
+        left.append(len(excluded))
+        return good if len(excluded) >= 3 else Verdict(39.0, 39.0, 39.0, 1.06)
+
+    table = [Damage((f"layer{i:02}",), 1.0, 0.01) for i in range(100)]
+    monkeypatch.setattr(variants, "activation_ranges", lambda *rest: {})
+    monkeypatch.setattr(variants, "_sensitivity", lambda *rest: (table, [d.layers[0] for d in table]))
+    monkeypatch.setattr(variants, "apply", lambda *rest: None)
+    source = setting.bundle / graphs[2].file
+    _, choice = variants._mixed(
+        replace(setting, floor_db=39.5), source, [], [], "cpu", lambda graph: good, lambda text: None, tried
+    )
+    assert len(left) > 1
+    assert len(choice.excluded) >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "target"), [("int8", "cpu"), ("w8", "cpu"), ("fp16", "cpu")])
 def test_variants_of_device_graphs(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,16 @@ _NEVER_FROM = (
     "encoder_hidden_states",
     "input_ids",
 )  # keys and values of the text: cheap, and hearing is what goes first
+
+
+class Session(Protocol):
+    """Of ONNX Runtime's sessions what is used here; what they give has a `name`."""
+
+    def get_inputs(self) -> Sequence[Any]: ...
+
+    def get_outputs(self) -> Sequence[Any]: ...
+
+    def run(self, names: Sequence[str], feed: Feed) -> Sequence[NDArray[Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ def session(model: ir.Model | Path, folder: Path | None = None) -> ort.Inference
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def run(sess: ort.InferenceSession, feed: Feed, wanted: Sequence[str] | None = None) -> Feed:
+def run(sess: Session, feed: Feed, wanted: Sequence[str] | None = None) -> Feed:
     """Outputs by name; of `feed` what the model declares. InputError for an input that is missing."""
     names = [v.name for v in sess.get_inputs()]
     if missing := [name for name in names if name not in feed]:

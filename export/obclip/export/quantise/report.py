@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from obclip.export.quantise.runtimes import runtime_of
 from obclip.export.quantise.verdict import Verdict
 
 
@@ -33,5 +34,6 @@ class QuantisationReport:
             "float_layers": list(self.float_layers),
             "added_bytes": self.bytes,
             **self.verdict.to_dict(),
+            "judged_by": runtime_of(self.target),
             **self.notes,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -35,7 +35,7 @@ def quantise(
     target: str = "cpu",
     exclude: Collection[str] = (),
     ranges: Mapping[str, Range] | None = None,
-    verdict: Verdict | None = None,
+    judge: Callable[[Path], Verdict] | None = None,
     data: SharedData | None = None,
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
 ) -> QuantisationReport:
@@ -43,9 +43,9 @@ def quantise(
 
     precision: "fp16" (arithmetic too; norms, inputs and outputs float32), "int8" (static), "w8" (weights alone) or
     "w8a16" (for QNN). calibration: real inputs (`trajectories`). target: "cpu", "openvino" or "any". exclude: names of
-    layers to leave float. ranges: of activations, where they are known already. verdict: a measurement of the whole
-    (`verdict.of_unet`); by default the graph's own outputs are compared on a few of the inputs. data: the component's
-    file of weights, which new ones are appended to; `out` must lie beside it.
+    layers to leave float. ranges: of activations, where they are known already. judge: measures what was written as a
+    part of the whole (`verdict.of_unet`); by default its own outputs are compared on a few of the inputs. data: the
+    component's file of weights, which new ones are appended to; `out` must lie beside it.
 
     InputError: an unknown precision, a name that is no layer, no calibration data. OSError: disk full.
     """
@@ -66,7 +66,7 @@ def quantise(
         model = apply(source, precision, chosen, target, ranges)
         added = new_bytes(model, out)
         save_beside(model, out, data, external_above_bytes)
-    verdict = verdict or of_graph(out, source, every(feeds, VERDICT_FEEDS))
+    verdict = judge(out) if judge is not None else of_graph(out, source, every(feeds, VERDICT_FEEDS), target)
     left = tuple(name for name in names if name not in chosen)
     if precision == "w8" and target == "cpu":
         kinds = {layer.name: layer.kind for layer in layers(load_graph(source))}

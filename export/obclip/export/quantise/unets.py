@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from obclip.core.noise import step_noise
 from obclip.core.schedule import Schedule
 from obclip.export.quantise.graph import Feed, run, session
+from obclip.export.quantise.runtimes import Graph, open_graph
 
 Float32 = NDArray[np.float32]
-Graph = Path | tuple[ir.Model, Path]  # a file, or a model in memory and the folder its weights lie in
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Unet(Protocol):
 class WholeUnet:
     """`unet/model.onnx`, or a graph with its interface."""
 
-    def __init__(self, graph: Graph, schedule: Schedule) -> None:
-        self._session = open_graph(graph)
+    def __init__(self, graph: Graph, schedule: Schedule, target: str = "cpu") -> None:
+        self._session = open_graph(graph, target)
         self._steps = schedule.timesteps
 
     def feed(self, x: Float32, step: int, conditions: Feed) -> Feed:
@@ -56,13 +54,17 @@ class WholeUnet:
 class DeviceUnet:
     """Time and text graphs, run once, and a full pass. folder: of the UNet's graphs.
 
-    shallow: run that graph on every second step, on features that the step before has left for the same conditions.
+    shallow: the graph of the steps `cached`, on features that the last other step has left for the same conditions.
     """
 
-    def __init__(self, folder: Path, full: Graph, schedule: Schedule, shallow: Graph | None = None) -> None:
+    def __init__(
+        self, folder: Path, full: Graph, schedule: Schedule, target: str = "cpu", shallow: Graph | None = None,
+        cached: Collection[int] = (),
+    ) -> None:  # fmt: skip
         self._time_path, self._text = folder / "any_fp32_time.onnx", session(folder / "any_fp32_text.onnx")
         self._steps = schedule.timesteps.astype(np.float32)
-        self._full, self._shallow = open_graph(full), None if shallow is None else open_graph(shallow)
+        self._full = open_graph(full, target)
+        self._shallow, self._cached = None if shallow is None else open_graph(shallow, target), cached
         self._rows: dict[int, Feed] = {}
         self._texts: dict[int, Feed] = {}
         self.features: dict[int, NDArray[np.float32]] = {}
@@ -81,16 +83,12 @@ class DeviceUnet:
 
     def output(self, x: Float32, step: int, conditions: Feed) -> Float32:
         feed, key = self.feed(x, step, conditions), id(conditions)
-        if self._shallow is not None and step % 2 and key in self.features:
+        if self._shallow is not None and step in self._cached:
             return np.asarray(run(self._shallow, feed)["out_sample"][0], np.float32)
         found = run(self._full, feed)
         if "features" in found:
             self.features[key] = found["features"]
         return np.asarray(found["out_sample"][0], np.float32)
-
-
-def open_graph(graph: Graph) -> ort.InferenceSession:
-    return session(graph) if isinstance(graph, Path) else session(*graph)
 
 
 def denoise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from obclip.core.schedule import Schedule
 from obclip.export.quantise.graph import Feed, run, session
+from obclip.export.quantise.runtimes import Graph, open_graph
 from obclip.export.quantise.trajectories import Trajectory
-from obclip.export.quantise.unets import Graph, Unet, denoise, open_graph
+from obclip.export.quantise.unets import Unet, denoise
 
 FLOOR_DB = 30.0
 CONDITIONING_TOLERANCE = 0.05
@@ -57,14 +58,19 @@ def of_unet(
     guidance: float,
     pictures: Pictures,
     probes: int = 3,
+    cached: Collection[int] = (),
 ) -> Verdict:
-    """Finish each trajectory from its step k with `unet`; compare passes and responses at `probes` steps of each."""
+    """Finish each trajectory from its step k with `unet`; compare passes and responses at `probes` steps of each.
+
+    cached: steps on features of the step before; where there are any, passes are compared at these and the ones before.
+    """
     finished, passes, heard, wanted = [], [], 0.0, 0.0
     for t in found:
         last = denoise(unet, schedule, t.x, t.start, t.branches, guidance, t.x0, t.seed)
         finished.append(psnr(pictures(t.last), pictures(last), 1.0))
-        steps = sorted({p.step for p in t.passes})
-        for step in {steps[i] for i in np.linspace(0, len(steps) - 1, probes).round().astype(int)}:
+        steps = sorted({p.step for p in t.passes if not cached or p.step in cached})
+        picked = {steps[i] for i in np.linspace(0, len(steps) - 1, probes).round().astype(int)}
+        for step in sorted(picked | ({step - 1 for step in picked} if cached else set())):
             theirs = [p for p in t.passes if p.step == step]
             mine = [unet.output(p.x, step, t.branches[p.branch]) for p in theirs]
             passes += [psnr(p.output, m) for p, m in zip(theirs, mine, strict=True)]
@@ -76,9 +82,9 @@ def of_unet(
     )
 
 
-def of_graph(graph: Graph, source: Path, feeds: Sequence[Feed]) -> Verdict:
+def of_graph(graph: Graph, source: Path, feeds: Sequence[Feed], target: str = "cpu") -> Verdict:
     """One graph on its own: all its outputs, on `feeds`. Of a decoder these are the pictures."""
-    mine, theirs = open_graph(graph), open_graph(source)
+    mine, theirs = open_graph(graph, target), session(source)
     names = [v.name for v in theirs.get_outputs()]
     values = []
     for feed in feeds:
