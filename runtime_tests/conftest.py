@@ -17,13 +17,18 @@ settings.register_profile("patient", deadline=None)  # how long an example takes
 settings.load_profile("patient")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Of several workers each has a core of its own: threads that wait awake would take the others' time."""
-    worker = getattr(config, "workerinput", None)
-    if worker is not None and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker["workerid"].removeprefix("gw")) % len(cores)]})
+def _take_a_core(worker: str) -> None:
+    """Of several workers each has a core of its own: threads that wait awake would take the others' time.
 
+    Before torch is imported, which makes as many threads as it finds cores: two on one core wait for each other.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    assert "torch" not in sys.modules
+    _take_a_core(os.environ["PYTEST_XDIST_WORKER"])
 
 from processes import cloud_process  # noqa: E402
 from tiny import make_sd_folder  # noqa: E402

@@ -218,7 +218,7 @@ def test_encrypted_updates_draw_what_plain_ones_draw(tiny: dict[str, Path], monk
 
 
 def test_composed_seconds_count_every_pass_once(monkeypatch: pytest.MonkeyPatch):
-    """With a thousand seconds for every pass: of the cloud's plan as many as it has, of the device's as many as it runs."""
+    """A thousand seconds a pass: of the cloud's plan as many as it has, of the device's as many as it runs."""
     pair, ran = load_pair("emoji"), []
     model = load_model(pair)
 

@@ -77,6 +77,14 @@ def test_the_command_keeps_what_it_finds_and_the_next_bundle_is_opened_with_it(c
     assert isinstance(options, onnxruntime.SessionOptions)
 
 
+@pytest.mark.parametrize(("usable", "threads"), [(4, 0), (8, 0), (1, 1), (3, 3)])
+def test_a_session_has_no_more_threads_than_cores_are_left(usable: int, threads: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("obclip.core.cores.usable_cores", lambda: usable)
+    session = Bundle.open("emoji", provider="cpu").session("vae_decoder", "tiny")
+    assert session._session.get_session_options().intra_op_num_threads == threads
+
+
 def test_a_store_that_is_not_ours_is_as_if_there_were_none(cache: Path):
     bundle = Bundle.open("emoji")
     full = bundle.variant("unet", "full")

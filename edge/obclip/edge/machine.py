@@ -28,13 +28,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on: a container or `taskset` can leave it fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from obclip.core.cores import usable_cores
 from obclip.core.errors import InputError
 from obclip.core.files import atomic_write_bytes
 from obclip.core.manifest import Manifest, Variant
 from obclip.edge.graph_cache import user_cache, versions
-from obclip.edge.machine import processor, usable_cores
+from obclip.edge.machine import processor
 from obclip.edge.providers.base import Opening, Provider
 from obclip.edge.timing import time_pass
 

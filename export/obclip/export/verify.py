@@ -14,6 +14,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from obclip.core.cores import session_threads
 from obclip.core.errors import VerificationError
 from obclip.export.components import Inputs, Part
 
@@ -131,6 +132,7 @@ def _run(part: Part, inputs: Inputs, seed: int) -> Case:
 def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = session_threads()
     data = path.with_name(path.name + "_data")
     if data.is_file() and data.stat().st_size > _MAP_ABOVE_BYTES:
         # Large weights stay mapped from their file: slower, at a third of the memory

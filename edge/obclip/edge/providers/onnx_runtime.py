@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from obclip.core.cores import session_threads
 from obclip.core.errors import BundleError, InputError, RunError
 from obclip.core.files import remove_folder
 from obclip.edge.providers.base import Opening
@@ -116,6 +117,7 @@ class OnnxRuntimeSession:
 def _settings(opening: Opening) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = _SILENT
+    settings.intra_op_num_threads = session_threads()
     if opening.threads is not None:
         if opening.threads < 1:
             raise InputError(f"threads is {opening.threads}; it must be 1 or more")

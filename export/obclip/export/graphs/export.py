@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from obclip.core.cores import session_threads
 from obclip.core.errors import InputError, VerificationError
 from obclip.core.manifest import Variant
 from obclip.export.external import EXTERNAL_ABOVE_BYTES
@@ -194,6 +195,7 @@ def _verify(graph: _Graph, path: Path, floor_db: float) -> dict[str, Any]:
     """PSNR in dB of the worst output, against PyTorch on the example."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = session_threads()
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     found: list[NDArray[Any]] = session.run(graph.outputs, {n: v.numpy() for n, v in graph.inputs.items()})
     wanted = [value.numpy() for value in graph.run()]

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from obclip.core.cores import session_threads
 from obclip.core.errors import InputError
 
 Feed = dict[str, NDArray[Any]]
@@ -127,6 +128,7 @@ def session(model: ir.Model | Path, folder: Path | None = None) -> ort.Inference
     """On the CPU. folder: where the external data of a model in memory lies."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = session_threads()
     if isinstance(model, Path):
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     if folder is not None:
