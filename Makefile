@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROMPT ?= noto style emoji of a woman health worker with medium skin tone
 
-.PHONY: demo test lint types unit platforms compat compat-openvino eval ray qnn peers crypto clean
+.PHONY: demo test lint types unit slow platforms compat compat-openvino eval ray qnn peers crypto clean
 
 demo: $(VENV)/.demo
 	$(BIN)/obclip demo "$(PROMPT)" --out out/demo.png
@@ -22,6 +22,10 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Whole data sets where `make test` takes every eighth item, families that are like others, training.
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 # What the device side needs (the base install) must exist as wheels on every platform it is meant for.
 platforms:

@@ -124,7 +124,6 @@ def test_pictures_are_linked_to_the_nearest_copy():
     assert linkage.link(np.roll(copies, 1, 0), copies, linkage._pixels) == (0, 4)
 
 
-@pytest.mark.slow
 def test_the_embedded_pairs_published_pictures_are_linked_and_marks_are_named():
     """What is outside the theorem does happen, on the embedded pair."""
     prompts = ["noto style emoji of a man cook", "noto style emoji of a woman cook"]

@@ -81,7 +81,6 @@ def test_reliability_is_the_gap_between_confidence_and_accuracy():
     assert [row["rows"] for row in table] == [10, 10]
 
 
-@pytest.mark.slow
 @needs_coco
 def test_the_shipped_model_does_on_held_out_captions_what_its_card_says():
     """Computed again here, from probabilities alone."""

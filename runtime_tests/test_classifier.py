@@ -107,8 +107,8 @@ def test_the_shipped_classifier_reads_held_out_drawings_as_its_card_says():
     assert judge.distance(judge.run(drawings.images)[0]) < judge.distance(judge.run(grey)[0])
 
 
-@pytest.mark.slow
 @needs_emoji
+@pytest.mark.slow
 def test_training_writes_a_classifier_that_loads(tmp_path: Path):
     """Two steps on a few real drawings: the command, its files, the card."""
     data = tmp_path / "data"

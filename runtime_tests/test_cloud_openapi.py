@@ -29,7 +29,6 @@ def model(large_folder: Path) -> CloudModel:
     return load_model(PAIR, "cpu", "float32", large_folder)
 
 
-@pytest.mark.slow
 def test_every_operation_does_what_its_description_says(model: CloudModel, tmp_path: Path):
     """All of schemathesis' checks, on examples, boundary values, unknown methods and random requests."""
     with serving(create_app(model, PAIR, LIMITS, TOKEN)) as server:

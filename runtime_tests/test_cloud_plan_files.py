@@ -162,7 +162,6 @@ def test_a_server_warms_its_engine_up_and_answers(
         assert together[1].encode() == served(model, planner, [jobs[1]], deterministic=True)[0].encode()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 def test_compiled_it_answers_the_same(small_folder: Path):
     """With one graph, of three rows."""

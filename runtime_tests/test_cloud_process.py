@@ -110,7 +110,6 @@ def test_spans_are_made_only_where_an_endpoint_is_named(monkeypatch: pytest.Monk
         configured_tracer("1")
 
 
-@pytest.mark.slow
 def test_a_process_with_keys_serves_drains_and_ends_with_0(large_folder: Path, tmp_path: Path):
     keys = tmp_path / "keys.json"
     bearer = {"authorization": f"Bearer {add_key(keys, 'phone-app')}"}
@@ -164,7 +163,6 @@ sys.exit(main())
 """
 
 
-@pytest.mark.slow
 def test_a_process_whose_device_dies_tells_its_client_and_ends_with_1(large_folder: Path, tmp_path: Path):
     flag, ready = tmp_path / "flag", tmp_path / "ready"
     words = ["--port", "0", "--device", "cpu", "--model", str(large_folder), "--ready-file", str(ready), str(flag)]

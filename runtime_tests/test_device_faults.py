@@ -16,7 +16,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in SCENARIOS if "exporting" not in n])
 def test_the_user_sees_what_is_promised(work: Path, name: str):
     assert SCENARIOS[name].complaints(play(name, work)) == []

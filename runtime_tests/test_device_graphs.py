@@ -79,7 +79,13 @@ def noise(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=list(UNETS))
+FIRST = ("two layers a block, as Stable Diffusion", "no middle, as BK-SDM-small", "LCM")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in UNETS],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.manual_seed(1)
     unet = UNet2DConditionModel(**UNETS[request.param]).eval()
@@ -202,7 +208,9 @@ class FewerKeys(AttnProcessor):
         return super().__call__(attn, hidden_states, fewer, **rest)
 
 
-@pytest.mark.parametrize("kind", ["two layers a block, as Stable Diffusion", "SDXL"])
+@pytest.mark.parametrize(
+    "kind", ["SDXL", pytest.param("two layers a block, as Stable Diffusion", marks=pytest.mark.slow)]
+)
 def test_merged_tokens_are_those_of_the_widest_self_attentions(kind: str, tmp_path: Path):
     torch.manual_seed(1)
     unet = UNet2DConditionModel(**UNETS[kind]).eval()

@@ -69,7 +69,10 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], Any, Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=["SDXL", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "SDXL")],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """A family's pipelines (diffusers', optimum's), its name, the source, and its bundle with device graphs."""
     make, theirs, optimums, name = FAMILIES[request.param]
@@ -79,7 +82,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return theirs, optimums, name, source, folder / "bundle"
 
 
-@pytest.mark.slow
 def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(exported):
     theirs, optimums, name, source, bundle = exported
     manifest = Manifest.read(bundle)
@@ -102,7 +104,6 @@ def test_optimum_draws_from_the_bundle_what_diffusers_draws_from_the_source(expo
     assert psnr_db(*pictures) > 40
 
 
-@pytest.mark.slow
 def test_the_device_draws_what_diffusers_draws(exported):
     """By device graphs and by the whole graph, with guidance, through every step; latent consistency in one, for with
     more both add noise of their own."""
@@ -128,7 +129,6 @@ def test_the_device_draws_what_diffusers_draws(exported):
         assert psnr_db(np.asarray(wanted, np.float64), (sample.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1)) > 60
 
 
-@pytest.mark.slow
 def test_bench_measures_every_family_without_device_graphs(exported, monkeypatch: pytest.MonkeyPatch):
     folder = exported[-1]
     graphs = Bundle.open(folder)
@@ -175,7 +175,6 @@ def test_other_options_take_nothing_over(small_folder: Path, tmp_path: Path, mon
     assert "done before" not in phases
 
 
-@pytest.mark.slow
 def test_a_killed_export_leaves_no_bundle_and_goes_on(small_folder: Path, tmp_path: Path):
     """A real process, killed once it says that the UNet is done."""
     out = tmp_path / "out"

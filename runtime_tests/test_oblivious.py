@@ -200,7 +200,7 @@ frames = [
 def test_sets_are_closed_over_the_lexicon():
     tally = Tally()
 
-    @settings(max_examples=400)
+    @settings(max_examples=200)
     @given(
         policy=st.sampled_from([EMOJI, DEFAULT]), frame=st.sampled_from(frames), adjective=st.sampled_from(adjectives),
         noun=st.sampled_from(nouns), tail=st.sampled_from(tails),
@@ -262,18 +262,21 @@ def caption_rows() -> list[tuple[str, dict[str, str]]]:
 
 
 @needs_emoji
-def test_captions_of_the_drawings_are_read_as_labelled():
-    wrong = [c for c, labels in caption_rows() if candidate_set(c, EMOJI).attributes != labels]
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_captions_of_the_drawings_are_read_as_labelled(every: int):
+    rows = caption_rows()[::every]
+    wrong = [c for c, labels in rows if candidate_set(c, EMOJI).attributes != labels]
     # "man, merman": two person words in a list of tags are taken for two people; closed all the same
     assert all(", white background" in c for c in wrong)
-    assert len(wrong) <= 0.01 * len(caption_rows())
+    assert len(wrong) <= 0.01 * len(rows)
 
 
 @needs_emoji
-def test_requests_are_equal_bytes_over_every_candidate_of_the_test_captions():
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_requests_are_equal_bytes_over_every_candidate_of_the_test_captions(every: int):
     known: dict[str, bytes] = {}
     rows = [r for r in emoji_rows() if r["split"].startswith("test") and r["style"] in ("noto", "fluent3d")]
-    for prompt in {c for r in rows for c in [r["caption"], *r["captions"]][:3]}:
+    for prompt in sorted({c for r in rows for c in [r["caption"], *r["captions"]][:3]})[::every]:
         found = candidate_set(prompt, EMOJI)
         for candidate in found.prompts:
             if candidate not in known:

@@ -241,7 +241,6 @@ def test_more_layers_stay_float_where_only_the_shallow_graph_is_below_the_floor(
     assert len(choice.excluded) >= 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "target"), [("int8", "cpu"), ("w8", "cpu"), ("fp16", "cpu")])
 def test_variants_of_device_graphs(
     setting: Setting, bundle: Path, graphs: tuple[Variant, ...], precision: str, target: str

@@ -19,7 +19,6 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     return load
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a number is not finite in float32 either", "out of memory"])
 def test_clients_see_what_is_promised(load: Load, tmp_path: Path, name: str):
     seen = play(name, load, tmp_path)

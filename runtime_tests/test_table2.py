@@ -254,7 +254,6 @@ def run(module: str, *words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 def test_the_script_for_real_weights_on_tiny_models_and_again_from_what_it_kept(tiny: dict[str, Path], tmp_path: Path):
     """Templates are too long for the tiny tokenizer, as a prompt may be: that is said, and the captions are run."""
     captions = tiny["work"] / "captions.txt"

@@ -17,7 +17,6 @@ from processes import cloud_process
 ROOT = Path(__file__).resolve().parent.parent
 MAX_WHEEL_BYTES = 90_000_000
 CAPTION = "noto style emoji of a woman with dark skin tone"
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
