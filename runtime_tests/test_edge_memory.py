@@ -159,6 +159,17 @@ def test_the_quickest_plan_that_fits_is_taken(bundle_folder: Path):
     assert fit(manifest, replace(plain, memory_limit=600_000_000), "cpu").lean
 
 
+def test_lean_leaves_nothing_out_where_openvino_packs_all_the_same(bundle_folder: Path):
+    manifest = sized(Manifest.read(bundle_folder))
+    both = (*manifest.variants, replace(manifest.variants[0], target="openvino"))
+    lean = SessionOptions(memory_limit=700_000_000, lean=True)
+    cpu, openvino = (estimate(replace(manifest, variants=both), lean, target) for target in ("cpu", "openvino"))
+    assert openvino.steps - cpu.steps >= 580_000_000  # the int8 weights, at the least
+    assert (openvino.text, openvino.decode) == (cpu.text, cpu.decode)  # these run on ONNX Runtime
+    with pytest.raises(InputError, match="With --provider cpu it would fit"):
+        fit(replace(manifest, variants=both), lean, "openvino")
+
+
 def test_a_limit_that_is_too_small_says_what_would_do(bundle_folder: Path):
     manifest = sized(Manifest.read(bundle_folder))
     with pytest.raises(InputError, match=r"needs about \d+ MB at the least, the limit is 100 MB"):
