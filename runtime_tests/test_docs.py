@@ -4,69 +4,16 @@ number, rounded as they are printed."""
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+from doc_tables import DOCS, ROOT, Check, filled, of, off, results, tables
 
 from obclip.edge.audit import audit
 from runtime_tests.benchmarks import audit_examples
 from runtime_tests.benchmarks.device.report import table as device_table
 from runtime_tests.benchmarks.table2.report import _bytes, _seconds, as_csv, table1, table2
-
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-Check = tuple[str, float | None]  # what is printed, and what was measured
-
-
-def results(name: str) -> dict[str, Any]:
-    return json.loads((DOCS / "results" / f"{name}.json").read_text("utf8"))
-
-
-def tables(path: Path, header: str) -> list[list[list[str]]]:
-    """Cells of the rows of each table whose first line starts with `header`, without **."""
-    found: list[list[list[str]]] = []
-    lines = path.read_text("utf8").splitlines()
-    for i, line in enumerate(lines):
-        if line.startswith(header):
-            rows = []
-            for row in lines[i + 2 :]:
-                if not row.startswith("|"):
-                    break
-                rows.append([c.strip().strip("*").removesuffix("**") for c in row.strip()[1:-1].split("|")])
-            found.append(rows)
-    assert all(found or [[]]), f"no table of {path.name} starts with {header!r}"
-    return found
-
-
-def filled(rows: list[list[str]], columns: int = 1) -> list[list[str]]:
-    """Cells left empty at a row's beginning are those above."""
-    for above, row in itertools.pairwise(rows):
-        for i in range(columns):
-            row[i] = row[i] or above[i]
-    return rows
-
-
-def off(checks: Iterable[Check]) -> list[Check]:
-    """What is printed and is not the number, rounded to as many digits; an empty cell or a dash is no number."""
-    wrong = []
-    for text, value in checks:
-        said = text.replace(",", "").split(" ")[0]
-        if said in ("", "–"):
-            continue
-        decimals = len(said.partition(".")[2])
-        if value is None or abs(float(said) - value) > 0.5000001 * 10**-decimals:
-            wrong.append((text, value))
-    return wrong
-
-
-def of(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
-    found = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
-    assert len(found) == 1, (wanted, len(found))
-    return found[0]
 
 
 def test_a_number_that_is_printed_wrong_would_show():
@@ -122,6 +69,22 @@ def test_device_rows_are_those_of_the_benchmarks_table():
 
 
 # --- shaped by hand
+
+
+def test_bk_sdm_tiny_beside_stable_diffusion_cpp():
+    found = {(r["system"], r["tiny"]): r for r in results("device_bk_tiny")["rows"]}
+    ours = "obclip openvino auto, "
+    systems = [
+        ("diffusers fp32", False), (ours + "every pass", False),
+        (ours + "half of the steps cached, late guidance", False), ("stable-diffusion.cpp q8_0", True),
+        (ours + "three of four cached, late", True),
+    ]  # fmt: skip
+    (rows,) = tables(DOCS / "device.md", "| system | decoder | s | steps")
+    for row, (name, tiny) in zip(rows, systems, strict=True):
+        r = found[name + (", tiny decoder" if tiny else ", own decoder"), tiny]
+        assert (row[1] == "tiny") == tiny
+        told = (r["seconds"], r["steps_s"], r["cpu_s"], r["peak_bytes"] / 1e6)
+        assert off(zip(row[2:], told, strict=True)) == []
 
 
 def test_device_ratios():
