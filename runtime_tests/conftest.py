@@ -71,3 +71,19 @@ def cloud_url(large_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     """A real cloud process that runs the large folder as the emoji pair's cloud model."""
     with cloud_process(tmp_path_factory.mktemp("cloud"), "--model", str(large_folder)) as (url, _):
         yield url
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    from obclip.edge.cli import main
+
+    def call(*words: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(w) for w in words])
+        said = capsys.readouterr()
+        return end.value.code, said.out, said.err
+
+    return call

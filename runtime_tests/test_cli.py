@@ -19,10 +19,7 @@ from obclip.core.problems import Problem
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge import Bundle
-from obclip.edge import bench as bench_module
-from obclip.edge.cli import main
 from obclip.edge.doctor import clashing
-from obclip.edge.steps import PLAIN, default_saving
 
 TOML = (
     (resources.files("obclip.core.pairs") / "emoji.toml")
@@ -31,20 +28,6 @@ TOML = (
 )
 
 pytestmark = pytest.mark.usefixtures("traces")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(w) for w in words])
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -306,45 +289,6 @@ def test_inspect_reads_bundles_and_pictures(run, bundle_folder: Path, answers: d
     assert run("inspect", tmp_path / "c.png")[0] == 2
 
 
-def test_bench_measures_every_part(run, bundle_folder: Path, tmp_path: Path):
-    chart = tmp_path / "chart.svg"
-    code, said, _ = run(
-        "bench", bundle_folder, "--runs", "2", "--warmup", "1", "--plot", chart, "--threads", "1", "--json"
-    )
-    report = json.loads(said)
-    assert code == 0
-    names = [t["name"] for t in report["timings"]]
-    assert names == ["text_encoder", "unet step, one branch", "vae_decoder", "end to end, steps 10..24"]
-    assert all(0 < t["min_s"] <= t["median_s"] <= t["p90_s"] for t in report["timings"])
-    assert set(report["load_s"]) == set(report["first_run_s"]) == {"text_encoder", "unet", "vae_decoder"}
-    assert all(set(nodes) == {"CPUExecutionProvider"} for nodes in report["nodes_per_provider"].values())
-    assert report["peak_memory_bytes"] > 10**7
-    assert "<svg" in chart.read_text()
-    code, said, _ = run("bench", bundle_folder, "--runs", "1", "--warmup", "0")
-    assert (code, "peak memory" in said) == (0, True)
-    assert run("bench", bundle_folder, "--runs", "0")[0] == 2
-
-
-def test_bench_runs_what_generate_would(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """The device's own solver and steps, behind the shift, with what the pair leaves out by default."""
-    ran = []
-
-    def noted(bundle, schedule, guidance, x, start, seed, saving):
-        ran.append((schedule.solver, schedule.steps, start, saving))
-        return iter(())
-
-    monkeypatch.setattr(bench_module, "denoise", noted)
-    emoji = load_pair("emoji")
-    shifted = replace(emoji, solver="lcm", steps=8, handoff=4, timestep_shift=8, device_solver="ddim", device_steps=20)
-    for pair, last in ((emoji, "10..24"), (shifted, "12..19"), (replace(emoji, name="own"), "10..24")):
-        report = bench_module.run_bench(bundle_folder, pair, runs=1, warmup=0)
-        assert report.timings[-1].name == f"end to end, steps {last}"
-        assert report.settings["device_steps"] == str(ran[-1][3])
-    usual = replace(default_saving("emoji"), every=1)  # the bundle has no graphs for cached steps
-    assert usual != PLAIN
-    assert ran == [("dpm++2m", 25, 10, usual), ("ddim", 20, 12, usual), ("dpm++2m", 25, 10, PLAIN)]
-
-
 def test_a_missing_extra_is_named(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     import sys
 
@@ -372,17 +316,6 @@ def test_version(run):
 def test_candidates_are_shown_as_they_are_sent(run):
     code, said, _ = run("candidates", "a portrait of a woman [red] in a [/b] hat", "--policy", "default")
     assert (code, "a woman [red] in a [/b] hat" in said) == (0, True)
-
-
-def test_bench_refuses_jobs_that_are_none(run, bundle_folder: Path, tmp_path: Path):
-    for words, part in (
-        (["--handoff", "100"], "handoff"),
-        (["--handoff", "0"], "handoff"),
-        (["--pair", "sd14"], "--pair"),
-        (["--plot", str(tmp_path)], "folder"),
-    ):
-        code, _, error = run("bench", bundle_folder, *words)
-        assert (code in (1, 2), part in error) == (True, True), error
 
 
 def test_a_picture_needs_a_name(run, tmp_path: Path):

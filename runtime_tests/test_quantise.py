@@ -18,17 +18,15 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from obclip.core.errors import InputError, VerificationError
-from obclip.core.manifest import Component
 from obclip.edge.providers.base import Opening
 from obclip.edge.providers.openvino_runtime import OpenVinoProvider
 from obclip.export.graphs.shared_data import SharedData
-from obclip.export.partial import Partial, Record
 from obclip.export.quantise import quantise
 from obclip.export.quantise.graph import groups, layers, load_graph
 from obclip.export.quantise.qdq import channel_scales, quantise_weight, tensors_to_range
 from obclip.export.quantise.ranges import activation_ranges, macs
 from obclip.export.quantise.runtimes import open_graph
-from obclip.export.quantise.sensitivity import Damage, choose, damage
+from obclip.export.quantise.sensitivity import choose, damage
 from obclip.export.quantise.verdict import Verdict, of_graph, psnr
 from obclip.export.quantise.weights_only import BLOCK, pack_blocks
 
@@ -260,63 +258,6 @@ def test_new_weights_join_the_data_file_once(source: Path, feeds: list[Feed], tm
     np.testing.assert_array_equal(run(first.out, feeds[0]), run(inline.out, feeds[0]))
 
 
-def test_what_was_exported_outlives_a_stop_within_a_further_precision(feeds: list[Feed], tmp_path: Path):
-    """Its tensors are in the data file behind those on record, one of its graphs is written: all of that is undone."""
-
-    def begin(out: Path) -> Record:
-        with Partial(out, "key") as partial:
-            folder = partial.begin("unet")
-            model = onnx.load(small_model(tmp_path / "inline.onnx"))
-            path = folder / "model.onnx"
-            onnx.save(model, path, save_as_external_data=True, location="model.onnx_data", size_threshold=512)
-            return partial.finish("unet", Component("unet", "unet/model.onnx", "fp32", 20, {}, {}), ())
-
-    def add_int8(partial: Partial, stop: bool = False) -> None:
-        folder = partial.folder / "unet"
-        data = SharedData(folder / "model.onnx_data")
-        quantise(folder / "model.onnx", folder / "cpu_int8_full.onnx", "int8", feeds, data=data)
-        if stop:
-            (folder / "tmp").mkdir()
-            (folder / "tmp" / "graph.onnx").write_bytes(b"unfinished")
-            raise KeyboardInterrupt
-        partial.finish("unet", record.component, ())
-        partial.publish()
-
-    record = begin(tmp_path / "whole")
-    with Partial(tmp_path / "whole", "key") as partial:
-        add_int8(partial)
-    begin(tmp_path / "out")
-    with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "out", "key") as partial:
-        add_int8(partial, stop=True)
-    data = tmp_path / ".out.partial" / "unet" / "model.onnx_data"
-    assert data.stat().st_size > next(f.bytes for f in record.files if f.path == "unet/model.onnx_data")
-    with Partial(tmp_path / "out", "key") as partial:
-        assert partial.find("unet") == record
-        assert sorted(p.name for p in data.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
-        add_int8(partial)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-@pytest.mark.parametrize("harm", ["altered", "cut", "longer graph"])
-def test_a_part_that_is_damaged_is_made_again(harm: str, tmp_path: Path):
-    with Partial(tmp_path / "out", "key") as partial:
-        folder = partial.begin("unet")
-        graph, data = folder / "model.onnx", folder / "model.onnx_data"
-        graph.write_bytes(b"a graph")
-        data.write_bytes(b"weights")
-        partial.finish("unet", Component("unet", "unet/model.onnx", "fp32", 20, {}, {}), ())
-        assert partial.find("unet") is not None
-        path, value = {
-            "altered": (data, b"wEights and more"), "cut": (data, b"weig"), "longer graph": (graph, b"a graph more"),
-        }[harm]  # fmt: skip
-        path.write_bytes(value)
-        assert partial.find("unet") is None
-
-
 def test_large_weights_get_a_file_of_their_own(source: Path, feeds: list[Feed], tmp_path: Path):
     inline = quantise(source, tmp_path / "inline.onnx", "int8", feeds)
     beside = quantise(source, tmp_path / "beside.onnx", "int8", feeds, external_above_bytes=0)
@@ -407,62 +348,6 @@ def test_a_layer_with_an_outlier_is_found_and_left_out(source: Path, feeds: list
     assert judge(()).psnr_db < judge(("query",)).psnr_db - 6
     choice = choose(table, judge, floor_db=judge(("query",)).psnr_db - 3)
     assert choice.excluded == ("query",)
-
-
-def test_choosing_goes_on_until_the_floor_is_met_or_gives_up():
-    table = [Damage((f"layer{i}",), noise, 0.1) for i, noise in enumerate([8.0, 4.0, 2.0, 1.0, 0.5, *[0.1] * 5])]
-    noise = {d.layers[0]: d.noise for d in table}
-
-    def judge(excluded: tuple[str, ...]) -> Verdict:
-        psnr_db = 30 - 10 * np.log10(1e-9 + sum(v for k, v in noise.items() if k not in excluded))
-        return Verdict(psnr_db, psnr_db, psnr_db)
-
-    choice = choose(table, judge, 25.0)
-    assert choice.verdict.psnr_db >= 25
-    assert choice.excluded == tuple(f"layer{i}" for i in range(len(choice.excluded)))
-    assert 10 * choice.share == pytest.approx(10 - len(choice.excluded))
-    assert judge(choice.excluded[:-1]).psnr_db < 25 + 1
-    with pytest.raises(VerificationError, match="leave int8 out"):
-        choose(table, judge, 45.0)
-    with pytest.raises(VerificationError, match=r"1\.200"):
-        choose(table, lambda excluded: Verdict(50.0, 50.0, 50.0, 1.2), 30.0)
-
-
-def test_giving_up_says_why():
-    """Whether tries ran out, with how much in float32, or more than half of the work would be."""
-    even = [Damage((f"layer{i}",), 1.0, 0.01) for i in range(100)]
-    seen = []
-
-    def slowly(excluded: tuple[str, ...]) -> Verdict:  # always as far below the floor, so that a step more is tried
-        seen.append(len(excluded))
-        return Verdict(29.99, 29.99, 29.99)
-
-    with pytest.raises(VerificationError) as caught:
-        choose(even, slowly, 30.0)
-    assert len(seen) == 6
-    assert f"with {seen[-1]}% of the work left in float32" in str(caught.value)
-    assert seen[-1] < 50
-    assert "these were 6 tries; ask for less" in str(caught.value)
-    with pytest.raises(VerificationError, match=r"with 0% of the work.*20\.0 dB.*a further try would leave over half"):
-        choose(even, lambda excluded: Verdict(20.0, 20.0, 20.0), 30.0)
-    with pytest.raises(VerificationError, match="no layers that int8 could take"):
-        choose([], slowly, 30.0)
-
-
-def test_choosing_goes_back_from_what_is_far_above_the_floor():
-    table = [Damage((f"layer{i:02}",), 1.0 if i < 40 else 0.001, 0.01) for i in range(100)]
-    seen = []
-
-    def judge(excluded: tuple[str, ...]) -> Verdict:  # gains more by each layer than its damage alone foretells
-        seen.append(len(excluded))
-        psnr_db = 20 + 1.5 * len(excluded)
-        return Verdict(psnr_db, psnr_db, psnr_db)
-
-    choice = choose(table, judge, 24.0)
-    assert 24 <= choice.verdict.psnr_db < 26
-    assert [count for count, _ in choice.rounds] == seen
-    assert seen[0] == 0
-    assert max(seen) > len(choice.excluded) == 3
 
 
 def test_neighbours_with_one_input_stay_in_one_group(source: Path):

@@ -1,0 +1,72 @@
+"""What an export that was stopped has on record: taken over where it is whole, made again where it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from test_quantise import SIDE, numbers, small_model
+
+from obclip.core.manifest import Component
+from obclip.export.graphs.shared_data import SharedData
+from obclip.export.partial import Partial, Record
+from obclip.export.quantise import quantise
+
+
+def test_what_was_exported_outlives_a_stop_within_a_further_precision(tmp_path: Path):
+    """Its tensors are in the data file behind those on record, one of its graphs is written: all of that is undone."""
+
+    def begin(out: Path) -> Record:
+        with Partial(out, "key") as partial:
+            folder = partial.begin("unet")
+            model = onnx.load(small_model(tmp_path / "inline.onnx"))
+            path = folder / "model.onnx"
+            onnx.save(model, path, save_as_external_data=True, location="model.onnx_data", size_threshold=512)
+            return partial.finish("unet", Component("unet", "unet/model.onnx", "fp32", 20, {}, {}), ())
+
+    def add_int8(partial: Partial, stop: bool = False) -> None:
+        folder = partial.folder / "unet"
+        data = SharedData(folder / "model.onnx_data")
+        quantise(folder / "model.onnx", folder / "cpu_int8_full.onnx", "int8", feeds, data=data)
+        if stop:
+            (folder / "tmp").mkdir()
+            (folder / "tmp" / "graph.onnx").write_bytes(b"unfinished")
+            raise KeyboardInterrupt
+        partial.finish("unet", record.component, ())
+        partial.publish()
+
+    feeds = [{"sample": numbers((1, 4, SIDE, SIDE), 20 + i)} for i in range(6)]
+    record = begin(tmp_path / "whole")
+    with Partial(tmp_path / "whole", "key") as partial:
+        add_int8(partial)
+    begin(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "out", "key") as partial:
+        add_int8(partial, stop=True)
+    data = tmp_path / ".out.partial" / "unet" / "model.onnx_data"
+    assert data.stat().st_size > next(f.bytes for f in record.files if f.path == "unet/model.onnx_data")
+    with Partial(tmp_path / "out", "key") as partial:
+        assert partial.find("unet") == record
+        assert sorted(p.name for p in data.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
+        add_int8(partial)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("harm", ["altered", "cut", "longer graph"])
+def test_a_part_that_is_damaged_is_made_again(harm: str, tmp_path: Path):
+    with Partial(tmp_path / "out", "key") as partial:
+        folder = partial.begin("unet")
+        graph, data = folder / "model.onnx", folder / "model.onnx_data"
+        graph.write_bytes(b"a graph")
+        data.write_bytes(b"weights")
+        partial.finish("unet", Component("unet", "unet/model.onnx", "fp32", 20, {}, {}), ())
+        assert partial.find("unet") is not None
+        path, value = {
+            "altered": (data, b"wEights and more"), "cut": (data, b"weig"), "longer graph": (graph, b"a graph more"),
+        }[harm]  # fmt: skip
+        path.write_bytes(value)
+        assert partial.find("unet") is None
