@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -33,10 +34,22 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 from processes import cloud_process  # noqa: E402
 from tiny import make_sd_folder  # noqa: E402
 
+if TYPE_CHECKING:
+    from obclip.cloud.model import CloudModel
+
 
 @pytest.fixture(scope="session")
 def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sd_folder(tmp_path_factory.mktemp("large"), layers=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(large_folder: Path) -> CloudModel:
+    """The large folder as the emoji pair's cloud model; of a file's own, for some tests break it."""
+    from obclip.cloud.model import load_model
+    from obclip.core.pairs import load_pair
+
+    return load_model(load_pair("emoji"), "cpu", "float32", large_folder)
 
 
 @pytest.fixture(scope="session")

@@ -28,11 +28,6 @@ REQUEST = Request(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(large_folder: Path) -> CloudModel:
-    return load_model(PAIR, "cpu", "float32", large_folder)
-
-
 def run(model: CloudModel, request: Request, max_rows: int = 64):
     return execute(plain_plan(request, max_rows), request, model, PAIR)
 

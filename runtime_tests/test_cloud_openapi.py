@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from openapi_hooks import MAX_STEPS
 from serving import serving
 
 from obclip.cloud.app import create_app
 from obclip.cloud.limits import Limits
-from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.model import CloudModel
 from obclip.cloud.openapi import document
 from obclip.core.pairs import load_pair
 from obclip.core.problems import KINDS
@@ -22,11 +21,6 @@ from obclip.core.problems import KINDS
 PAIR = load_pair("emoji")
 TOKEN = "t" * 20
 LIMITS = Limits(max_candidates=3, max_steps=MAX_STEPS)
-
-
-@pytest.fixture(scope="module")
-def model(large_folder: Path) -> CloudModel:
-    return load_model(PAIR, "cpu", "float32", large_folder)
 
 
 def test_every_operation_does_what_its_description_says(model: CloudModel, tmp_path: Path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from obclip.cloud.attributes import attribute_groups
 from obclip.cloud.cost import Profile, plan_macs, profile_unet
 from obclip.cloud.denoising import Denoising, share_noise
 from obclip.cloud.engine import execute, run_step
-from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.model import CloudModel
 from obclip.cloud.parts import Attention, Keep, needs
 from obclip.cloud.plan import Branch, Policy, Row, build_plan, plain_plan
 from obclip.cloud.policies import (
@@ -49,11 +48,6 @@ def request(n: int = 4, k: int = 6) -> Request:
         pair=PAIR.digest, candidates=tuple(sorted(people[:n])), negative_prompt="red", seed=3, height=64, width=64,
         steps=8, handoff=k, guidance=3.5, solver="dpm++2m",
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(large_folder: Path) -> CloudModel:
-    return load_model(PAIR, "cpu", "float32", large_folder)
 
 
 @pytest.fixture(scope="module")

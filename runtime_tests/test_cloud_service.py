@@ -20,15 +20,10 @@ from obclip.cloud import errors
 from obclip.cloud.app import create_app
 from obclip.cloud.keys import add_key
 from obclip.cloud.limits import Limits, Rate, RateLimiter
-from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.model import CloudModel
 from obclip.cloud.work import Event, Load
 from obclip.core.schedule import build_schedule
 from obclip.edge import Client
-
-
-@pytest.fixture(scope="module")
-def model(large_folder: Path) -> CloudModel:
-    return load_model(PAIR, "cpu", "float32", large_folder)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from serving import LIMIT_S, until
 from stepping import (
     LIMITS,
     MIXED,
-    PAIR,
     PUBLISHED,
     Forward,
     alone,
@@ -28,18 +26,12 @@ from stepping import (
 
 from obclip.cloud import errors, stepper
 from obclip.cloud.denoising import Denoising
-from obclip.cloud.model import CloudModel, load_model
+from obclip.cloud.model import CloudModel
 from obclip.cloud.policies import (
     DeepCache,
     PublishedReuse,
     SharedUnconditional,
 )
-
-
-@pytest.fixture(scope="module")
-def model(large_folder: Path) -> CloudModel:
-    return load_model(PAIR, "cpu", "float32", large_folder)
-
 
 # --- the same as alone
 

@@ -46,11 +46,6 @@ from obclip.cloud.work import Job
 from obclip.core.schedule import build_schedule
 
 
-@pytest.fixture(scope="module")
-def model(large_folder: Path) -> CloudModel:
-    return load_model(PAIR, "cpu", "float32", large_folder)
-
-
 def culprit(inputs: Any, model: CloudModel, one: Job) -> torch.Tensor:
     """Which rows are those of a request of OTHER_T steps, but for its first step, whose time is that of all."""
 
