@@ -28,6 +28,7 @@ from obclip.edge.sessions import SessionOptions
 from obclip.edge.text import Conditions, TextReader
 from obclip.edge.tiling import decode_tiled
 from obclip.edge.tuning import Tuned, recall
+from obclip.edge.verified import verify_once
 
 
 class Bundle:
@@ -47,14 +48,18 @@ class Bundle:
     def open(cls, source: str | Path, *, verify: bool = True, **options: Any) -> Bundle:
         """Open a bundle folder, or the bundle of a pair by the pair's name.
 
-        verify: compare every file's SHA-256 with the manifest, not only its size. options: of
-        `obclip.edge.sessions.SessionOptions` (provider, threads, precision, decoder, strict, lean, cache).
+        verify: compare every file's SHA-256 with the manifest, not only its size; a large bundle's once (see
+        `obclip.edge.verified`). options: of `obclip.edge.sessions.SessionOptions` (provider, threads, precision,
+        decoder, strict, lean, cache).
         ModelMissingError if there is no such bundle here, BundleError if it is damaged, InputError for a provider that
         is not installed or a precision that the bundle does not have.
         """
         folder = find_bundle(source)
         manifest = Manifest.read(folder)
-        manifest.verify_files(folder, sizes_only=not verify)
+        if verify:
+            verify_once(folder, manifest)
+        else:
+            manifest.verify_files(folder, sizes_only=True)
         chosen = SessionOptions(**options)
         if chosen.provider == "auto":
             chosen = choose(folder, manifest, chosen)
@@ -101,11 +106,24 @@ class Bundle:
             self._ahead[key] = pool.submit(self._opener(component, role))
             pool.shutdown(wait=False)
 
+    def opened_before(self) -> bool:
+        """Whether what their provider made of all large graphs that a job's steps need is kept here."""
+        graphs = [("unet", role) for role in ("time", "text", "full", "shallow") if self.variant("unet", role)]
+        texts = [(c.name, "whole") for c in self.manifest.components if c.name.startswith("text_encoder")]
+        wanted = texts + (graphs if ("unet", "full") in graphs else [("unet", "whole")])
+        places = [self._opening(*graph, self._file(*graph)).cache for graph in wanted]
+        kept = [place.is_dir() and any(place.iterdir()) for place in places if place is not None]
+        return bool(kept) and all(kept)
+
+    def _file(self, component: str, role: str) -> str:
+        variant = self.variant(component, role)
+        return self.manifest.component(component).file if variant is None else variant.file
+
     def _opener(self, component: str, role: str) -> Callable[[], Session]:
         variant = self.variant(component, role)
         if variant is None and role != "whole":
             raise BundleError(f"the bundle has no graph {role} of {component}; export it again with device graphs")
-        file = variant.file if variant is not None else self.manifest.component(component).file
+        file = self._file(component, role)
         return partial(self._runner(component, role).open, self.folder / file, self._opening(component, role, file))
 
     def _runner(self, component: str, role: str) -> Provider:

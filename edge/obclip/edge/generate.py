@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +25,14 @@ from obclip.core.wire import Request, Response
 from obclip.edge.audit import AuditModel
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
-from obclip.edge.complete import Denoiser, Guidance, denoiser, first_latents, run_steps
+from obclip.edge.complete import Denoiser, first_latents, run_steps
 from obclip.edge.image import save_png
 from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, SERVER, check_mode, in_the_clear
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
+from obclip.edge.readiness import Readying, ready
 from obclip.edge.received import Received, differences
 from obclip.edge.steps import PLAIN, Saving, default_saving
-from obclip.edge.unet import pass_role
 
 Progress = Callable[[str, int, int], None]
 Watch = Callable[[int, NDArray[np.float32]], None]  # steps done, the clean latents they imply, float32 [4, h, w]
@@ -259,21 +260,32 @@ def generate(
         raise InputError("a client is needed to ask a cloud; only mode device does without")
     with _timed(timings, "prepare"):
         job = prepare(prompt, bundle, **settings)
-        made = ready(job, bundle)
-    _warn_of((*job.warnings, *bundle.fallbacks()), warn)
-    response = _ask(job, client, timings, tell, sending) if client is not None and not here else None
-    if save_latents is not None and response is not None:
-        Received(job.request, response).save(save_latents)
+        readying = Readying(job, bundle, beside=not here)
+    with readying:
+        _warn_of((*job.warnings, *readying.notes()), warn)
+        response = None
+        if client is not None and not here:
+            response = _ask(job, client, timings, tell, readying, sending)
+        if save_latents is not None and response is not None:
+            Received(job.request, response).save(save_latents)
+        with _timed(timings, "open") if readying.ahead else nullcontext():
+            made = readying.result()
     image = finish(job, bundle, response, made, timings, tell, watch)
     return Result(image, job, response, timings)
 
 
 def _ask(
-    job: Job, client: Client, timings: dict[str, float], tell: Progress, sending: Callable[[], None] | None
+    job: Job,
+    client: Client,
+    timings: dict[str, float],
+    tell: Progress,
+    readying: Readying,
+    sending: Callable[[], None] | None,
 ) -> Response:
     with _timed(timings, "handshake"):
         offered = client.check(job.pair, job.schedule, len(job.candidates.prompts))
     tell("cloud", 0, job.request.handoff)
+    readying.check()
     if sending is not None:
         sending()
     with _timed(timings, "cloud"):
@@ -317,24 +329,6 @@ def resume(
     return Result(image, job, received.response, timings)
 
 
-def ready(job: Job, bundle: Bundle) -> Denoiser | None:
-    """All that can be done before latents are there: texts read, models open; None if the device has no steps to run.
-
-    A bundle that cannot be loaded so costs the cloud nothing. Where jobs run by phase, the decoder waits for its own.
-    """
-    made = None
-    if job.start < job.device_schedule.steps:
-        if bundle.phased and bundle.options.memory_limit is None and not bundle.options.lean:
-            # Takes longer than the texts, which are gone before it is done
-            bundle.open_ahead("unet", pass_role(bundle))
-        guidance = _guidance(job, bundle)
-        bundle.end_phase("text_encoder", "text_encoder_2")
-        made = denoiser(bundle, job.device_schedule, guidance)
-    if made is None or not bundle.phased:
-        bundle.session("vae_decoder", bundle.decoder_role)
-    return made
-
-
 def _warn_of(notes: tuple[str, ...], warn: Callable[[str], None] | None) -> None:
     if warn is not None:
         for note in notes:
@@ -376,11 +370,6 @@ def finish(
         picture = bundle.decode(x)
     bundle.end_phase("vae_decoder")
     return picture
-
-
-def _guidance(job: Job, bundle: Bundle) -> Guidance:
-    """The device reads the user's own words, not the canonical ones."""
-    return Guidance(bundle.encode(job.prompt), bundle.encode(job.request.negative_prompt), job.request.guidance)
 
 
 class _timed:  # noqa: N801

@@ -19,9 +19,10 @@ import numpy as np
 from obclip.core.pairs import load_pair
 from obclip.core.wire import Response
 from obclip.edge import Bundle
-from obclip.edge.generate import finish, prepare, ready
+from obclip.edge.generate import finish, prepare
 from obclip.edge.image import save_png
 from obclip.edge.machine import peak_memory_bytes
+from obclip.edge.readiness import ready
 from obclip.edge.steps import Saving, passes, plan_steps
 
 from .usage import cpu_seconds, resident_bytes

@@ -1,0 +1,60 @@
+"""A large bundle's files are compared with their digests once; after that, only those that may have changed since."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from obclip.core.errors import ObclipError
+from obclip.core.files import atomic_write_bytes
+from obclip.core.manifest import Manifest
+from obclip.edge.graph_cache import LARGE_BYTES, user_cache
+
+_SETTLED_S = 2.0  # a file written to less long ago may be written to again within its time stamps' resolution
+
+
+def verify_once(folder: Path, manifest: Manifest) -> None:
+    """BundleError as `Manifest.verify_files`.
+
+    Hashing gigabytes takes longer than opening them: what was found right is noted in the user's cache folder by size,
+    inode, and times of the last change of the contents and of the inode, and is not read again while those stay. A
+    bundle that is small is always read.
+    """
+    if sum(f.bytes for f in manifest.files) < LARGE_BYTES:
+        manifest.verify_files(folder)
+        return
+    store = user_cache() / "verified" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.json"
+    known, now = _read(store), time.time()
+    found = {f.path: [f.sha256, *_stamps(folder / f.path)] for f in manifest.files}
+    unchanged = {path for path, stamps in found.items() if known.get(path) == stamps}
+    manifest.verify_files(folder, unread=unchanged)
+    settled = {p: s for p, s in found.items() if p in unchanged or now - _last_change(folder / p) > _SETTLED_S}
+    if settled != known:
+        with contextlib.suppress(ObclipError):  # without a place to note it, all is read again
+            atomic_write_bytes(store, json.dumps(settled).encode())
+
+
+def _stamps(path: Path) -> list[int]:
+    """Nothing for a file that is not there."""
+    try:
+        s = path.stat()
+    except OSError:
+        return []
+    return [s.st_size, s.st_dev, s.st_ino, s.st_mtime_ns, s.st_ctime_ns]
+
+
+def _last_change(path: Path) -> float:
+    s = path.stat()
+    return max(s.st_mtime, s.st_ctime)
+
+
+def _read(store: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(store.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
