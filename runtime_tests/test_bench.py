@@ -63,3 +63,22 @@ def test_bench_refuses_jobs_that_are_none(run, bundle_folder: Path, tmp_path: Pa
     ):
         code, _, error = run("bench", bundle_folder, *words)
         assert (code in (1, 2), part in error) == (True, True), error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked", "counted", "before"),
+    [(0.01, None, 20, 3), (8.0, None, 8, 3), (55.0, None, 3, 2), (900.0, None, 3, 1), (55.0, 5, 5, 3)],
+)
+def test_what_takes_long_runs_less_often(monkeypatch: pytest.MonkeyPatch, seconds, asked, counted, before):
+    calls: list[tuple[str, int, int]] = []
+    ran = iter(range(1000))
+
+    def timed(call):
+        next(ran)
+        return seconds, None
+
+    monkeypatch.setattr(bench_module, "_timed", timed)
+    timing = bench_module._measure("step", lambda: None, asked, 3, lambda *told: calls.append(told))
+    assert timing.runs == len(calls) == counted
+    assert next(ran) == counted + before
+    assert calls[-1] == ("step", counted, asked or 20)

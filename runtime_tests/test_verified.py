@@ -126,3 +126,11 @@ def test_a_small_bundle_is_always_read(bundle, read: Read, monkeypatch: pytest.M
     verify_once(*bundle)
     assert read == ["a.onnx", "b.onnx"] * 2
     assert not (tmp_path / "cache").exists()
+
+
+def test_who_has_to_wait_is_told_once(bundle, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verified, "_WORTH_A_WORD_BYTES", 0)
+    told: list[str] = []
+    verify_once(*bundle, told.append)
+    verify_once(*bundle, told.append)
+    assert told == ["checking 0.0 GB of the bundle, once"]

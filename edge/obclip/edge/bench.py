@@ -16,11 +16,12 @@ from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.pairs import Pair
 from obclip.edge.bundle import Bundle
 from obclip.edge.complete import Guidance, denoise, first_latents, told_scale
-from obclip.edge.generate import Job, prepare
+from obclip.edge.generate import Job, Progress, prepare
 from obclip.edge.machine import machine, peak_memory_bytes
 from obclip.edge.modes import HYBRID
 from obclip.edge.sessions import scalar
 
+_RUNS, _FEWEST, _ROW_S = 20, 3, 60.0
 PARTS = ("text_encoder", "unet", "vae_decoder")
 _PROMPT = "a portrait"
 
@@ -57,14 +58,18 @@ def run_bench(
     source: str | Path,
     pair: Pair,
     *,
-    runs: int,
-    warmup: int,
+    runs: int | None = None,
+    warmup: int = 3,
     handoff: int | None = None,
+    tell: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Measure. Session creation (load) is timed apart from the first run, which may compile. options: as `Bundle.open`
-    takes them."""
-    if runs < 1 or warmup < 0:
+    """Measure. Session creation (load) is timed apart from the first run, which may compile.
+
+    runs: None for 20 of each row, or as many as a minute holds, with 3 at least. tell(row, done, of) is called behind
+    each run. options: as `Bundle.open` takes them.
+    """
+    if (runs is not None and runs < 1) or warmup < 0:
         raise InputError(f"runs is {runs} and warmup {warmup}; runs must be 1 or more, warmup 0 or more")
     bundle = Bundle.open(source, **options)
     if bundle.latent_shape != pair.latent_shape:
@@ -82,7 +87,8 @@ def run_bench(
     calls["end_to_end"] = lambda: _finish(bundle, job)
     last = job.device_schedule.steps - 1
     names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {job.start}..{last}"}
-    timings = tuple(_measure(names.get(name, name), call, runs, warmup) for name, call in calls.items())
+    told = tell or (lambda row, done, of: None)
+    timings = tuple(_measure(names.get(name, name), call, runs, warmup, told) for name, call in calls.items())
     return Report(
         bundle=str(source),
         machine=machine(),
@@ -154,12 +160,21 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, value
 
 
-def _measure(name: str, call: Callable[[], Any], runs: int, warmup: int) -> Timing:
+def _measure(name: str, call: Callable[[], Any], runs: int | None, warmup: int, tell: Progress) -> Timing:
+    spent = 0.0
     for _ in range(warmup):
-        call()
-    seconds = sorted(_timed(call)[0] for _ in range(runs))
+        spent += _timed(call)[0]
+        if runs is None and spent > _ROW_S:
+            break
+    seconds: list[float] = []
+    while len(seconds) < (runs or _RUNS):
+        seconds.append(_timed(call)[0])
+        tell(name, len(seconds), runs or _RUNS)
+        if runs is None and len(seconds) >= _FEWEST and sum(seconds) > _ROW_S:
+            break
+    seconds.sort()
     p90 = seconds[min(len(seconds) - 1, int(np.ceil(0.9 * len(seconds))) - 1)]
-    return Timing(name, runs, statistics.median(seconds), p90, seconds[0])
+    return Timing(name, len(seconds), statistics.median(seconds), p90, seconds[0])
 
 
 def require_plotting() -> None:

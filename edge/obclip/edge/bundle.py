@@ -45,24 +45,26 @@ class Bundle:
         self._tuned = self._recall()
 
     @classmethod
-    def open(cls, source: str | Path, *, verify: bool = True, **options: Any) -> Bundle:
+    def open(
+        cls, source: str | Path, *, verify: bool = True, note: Callable[[str], None] | None = None, **options: Any
+    ) -> Bundle:
         """Open a bundle folder, or the bundle of a pair by the pair's name.
 
         verify: compare every file's SHA-256 with the manifest, not only its size; a large bundle's once (see
-        `obclip.edge.verified`). options: of `obclip.edge.sessions.SessionOptions` (provider, threads, precision,
-        decoder, strict, lean, cache).
+        `obclip.edge.verified`). note(text) is called before what is done once and takes a while. options: of
+        `obclip.edge.sessions.SessionOptions` (provider, threads, precision, decoder, strict, lean, cache).
         ModelMissingError if there is no such bundle here, BundleError if it is damaged, InputError for a provider that
         is not installed or a precision that the bundle does not have.
         """
         folder = find_bundle(source)
         manifest = Manifest.read(folder)
         if verify:
-            verify_once(folder, manifest)
+            verify_once(folder, manifest, note)
         else:
             manifest.verify_files(folder, sizes_only=True)
         chosen = SessionOptions(**options)
         if chosen.provider == "auto":
-            chosen = choose(folder, manifest, chosen)
+            chosen = choose(folder, manifest, chosen, note)
         return cls(folder, manifest, fit(manifest, chosen, find(chosen.provider).target))
 
     def _check_precision(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +25,16 @@ RUNS = 2
 _MEASURED_FROM_BYTES = LARGE_BYTES  # a small bundle's passes take less than a measurement would
 
 
-def choose(folder: Path, manifest: Manifest, options: SessionOptions) -> SessionOptions:
+def choose(
+    folder: Path, manifest: Manifest, options: SessionOptions, note: Callable[[str], None] | None = None
+) -> SessionOptions:
     """`options` with a provider (and precision, where that is "auto" too) in place of "auto".
 
     A whole pass of each provider and precision that the bundle has device graphs for is timed (median of two after a
     first), and the quickest kept in the user's cache folder, by the bundle's files, the processor and the versions
     installed; one that fails is tried again at the next start. With a memory limit each runs as it would fit, and what
-    does not fit is not opened. The CPU, unmeasured, where there is nothing to choose from.
+    does not fit is not opened. The CPU, unmeasured, where there is nothing to choose from. note(text) is called before
+    anything is measured.
     """
     ways = candidates(manifest, options, available_providers())
     size = sum(f.bytes for f in manifest.files)
@@ -41,6 +45,8 @@ def choose(folder: Path, manifest: Manifest, options: SessionOptions) -> Session
     key = _key(manifest, fitting)
     seconds = _read(store).get(key, {})
     missing = {way: how for way, how in fitting.items() if "/".join(way) not in seconds}
+    if missing and note is not None:
+        note(f"measuring once which is quickest here: {', '.join(' '.join(way) for way in missing)}")
     if missing and (found := _measure(folder, missing, ways)):
         seconds = seconds | found
         with contextlib.suppress(ObclipError):  # without a place to remember it, it is measured again

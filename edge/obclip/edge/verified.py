@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from obclip.core.files import atomic_write_bytes
 from obclip.core.manifest import Manifest
 from obclip.edge.graph_cache import LARGE_BYTES, user_cache
 
+_WORTH_A_WORD_BYTES = 500_000_000
 _SETTLED_S = 2.0  # a file written to less long ago may be written to again within its time stamps' resolution
 
 
-def verify_once(folder: Path, manifest: Manifest) -> None:
-    """BundleError as `Manifest.verify_files`.
+def verify_once(folder: Path, manifest: Manifest, note: Callable[[str], None] | None = None) -> None:
+    """BundleError as `Manifest.verify_files`. note(text) is called before so much is read that one has to wait.
 
     Hashing gigabytes takes longer than opening them: what was found right is noted in the user's cache folder by size,
     inode, and times of the last change of the contents and of the inode, and is not read again while those stay. A
@@ -31,6 +33,9 @@ def verify_once(folder: Path, manifest: Manifest) -> None:
     known, now = _read(store), time.time()
     found = {f.path: [f.sha256, *_stamps(folder / f.path)] for f in manifest.files}
     unchanged = {path for path, stamps in found.items() if known.get(path) == stamps}
+    unread = sum(f.bytes for f in manifest.files if f.path not in unchanged)
+    if note is not None and unread > _WORTH_A_WORD_BYTES:
+        note(f"checking {unread / 1e9:.1f} GB of the bundle, once")
     manifest.verify_files(folder, unread=unchanged)
     settled = {p: s for p, s in found.items() if p in unchanged or now - _last_change(folder / p) > _SETTLED_S}
     if settled != known:

@@ -84,6 +84,11 @@ def fail(message: str, kind: str, code: int, as_json: bool) -> None:
         print(f"obclip: {printable(message)}", file=sys.stderr)
 
 
+def say(note: str) -> None:
+    """On stderr, before what takes a while."""
+    print(note, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(as_json: bool) -> Iterator[Tell]:
     """Bars on stderr, only where it is a terminal and no JSON was asked for."""

@@ -26,6 +26,7 @@ from obclip.edge.cli.output import (
     console,
     emit,
     progress,
+    say,
     session_options,
 )
 from obclip.edge.cli.privacy import (
@@ -151,7 +152,7 @@ def generate(
     for note in changed_marks(marked, history):
         _warn(note)
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
-    opened = Bundle.open(bundle or pair, **run_as)
+    opened = Bundle.open(bundle or pair, note=say, **run_as)
     for path in (out, preview, save_latents):
         if path is not None:
             check_writable(path)

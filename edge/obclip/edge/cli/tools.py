@@ -28,6 +28,8 @@ from obclip.edge.cli.output import (
     console,
     emit,
     printable,
+    progress,
+    say,
     session_options,
 )
 from obclip.edge.cli.privacy import PairName
@@ -119,7 +121,9 @@ def bench(
     memory_limit: MemoryLimit = None,
     lean: Lean = False,
     no_cache: NoCache = False,
-    runs: Annotated[int, typer.Option(help="Runs that count.")] = 20,
+    runs: Annotated[
+        int | None, typer.Option(help="Runs that count; by default 20, or as many as a minute holds, 3 at least.")
+    ] = None,
     warmup: Annotated[int, typer.Option(help="Runs before them.")] = 3,
     tune: Annotated[
         bool, typer.Option("--tune", help="Find and keep threads, spinning and arena for this bundle here, first.")
@@ -139,7 +143,10 @@ def bench(
             console().print(
                 f"kept: threads {found.threads or 'as it comes'}, spinning {found.spinning}, arena {found.arena}"
             )
-    report = run_bench(bundle, load_pair(pair), runs=runs, warmup=warmup, handoff=handoff, **run_as)
+    with progress(as_json) as tell:
+        report = run_bench(
+            bundle, load_pair(pair), runs=runs, warmup=warmup, handoff=handoff, tell=tell, note=say, **run_as
+        )
     if as_json:
         emit(report.to_dict())
     else:
@@ -150,7 +157,7 @@ def bench(
 
 def _tune(source: str, run_as: dict[str, Any]) -> Tuned:
     """In the way the bundle would be run; what was found before does not count."""
-    opened = Bundle.open(source, **run_as)
+    opened = Bundle.open(source, note=say, **run_as)
     o = opened.options
     opening = Opening(o.threads, opened.arithmetic, o.strict, o.lean)
     return tune_bundle(opened.folder, opened.manifest, opened.variant("unet", "full"), opened.provider, opening)
@@ -163,10 +170,10 @@ def _show_bench(report: Report) -> None:
         f"{m['cpu']}, {m['cores']} cores; onnxruntime {m['onnxruntime']}; {s['provider']}, threads {s['threads']}"
     )
     table = Table(
-        "", "median ms", "p90 ms", "min ms", title=Text(f"{report.bundle}: {s['runs']} runs after {s['warmup']}")
+        "", "runs", "median ms", "p90 ms", "min ms", title=Text(f"{report.bundle}: after {s['warmup']} runs each")
     )
     for t in report.timings:
-        table.add_row(t.name, *(f"{v * 1000:.2f}" for v in (t.median_s, t.p90_s, t.min_s)))
+        table.add_row(t.name, str(t.runs), *(f"{v * 1000:.2f}" for v in (t.median_s, t.p90_s, t.min_s)))
     out.print(table)
     table = Table("", "load s", "first run s", "nodes per provider")
     for name, seconds in report.load_s.items():
