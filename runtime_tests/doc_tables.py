@@ -54,6 +54,17 @@ def off(checks: Iterable[Check]) -> list[Check]:
     return wrong
 
 
+def off_by_digits(checks: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """`off` for numbers printed to some significant digits: "1.96e+03", "69 GB"."""
+    wrong = []
+    for text, value in checks:
+        said = text.split(" ")[0]
+        digits = len(said.partition("e")[0].replace(".", "").lstrip("0"))
+        if float(f"{value:.{digits}g}") != float(said):
+            wrong.append((text, value))
+    return wrong
+
+
 def of(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
     found = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
     assert len(found) == 1, (wanted, len(found))

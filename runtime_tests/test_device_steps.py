@@ -50,7 +50,7 @@ def test_nothing_is_left_out_where_nothing_is_said():
     assert passes(plan_steps(10, 25, Saving(1, 0.6))) == (15 + 9, 0)
     assert default_saving("realistic-vision") == PLAIN
     assert [str(s) for s in (PLAIN, Saving(3, 0.6))] == [
-        "plain", "every 3. step whole, guided for 60% of the steps"
+        "plain", "one step in 3 whole, guided for 60% of the steps"
     ]  # fmt: skip
 
 

@@ -8,17 +8,24 @@ import re
 from typing import Any
 
 import pytest
-from doc_tables import DOCS, ROOT, Check, filled, of, off, results, tables
+from doc_tables import DOCS, ROOT, Check, filled, of, off, off_by_digits, results, tables
 
 from obclip.edge.audit import audit
 from runtime_tests.benchmarks import audit_examples
 from runtime_tests.benchmarks.device.report import table as device_table
+from runtime_tests.benchmarks.device_start import table as start_table
 from runtime_tests.benchmarks.table2.report import _bytes, _seconds, as_csv, table1, table2
 
 
 def test_a_number_that_is_printed_wrong_would_show():
     assert off([("0.29", 0.294), (".888", 0.8875), ("12.0", 11.96), ("1,957", 1956.6), ("–", None), ("", 3.0)]) == []
     assert off([("0.29", 0.296), ("0.3", None), ("12.0", 11.9)]) == [("0.29", 0.296), ("0.3", None), ("12.0", 11.9)]
+
+
+def test_a_number_of_few_digits_that_is_printed_wrong_would_show():
+    assert off_by_digits([("1.96e+03 s", 1956.9), ("69 GB", 69.03), ("0.29 s", 0.2889)]) == []
+    wrong = [("1.96e+03 s", 1966.9), ("69 GB", 70.03), ("0.29 s", 0.2839)]
+    assert off_by_digits(wrong) == wrong
 
 
 # --- written by a benchmark
@@ -66,6 +73,11 @@ def test_device_rows_are_those_of_the_benchmarks_table():
         ]
         assert [[r[0], *r[2:]] for r in rows] == made
         assert off((r[1], runs[r[0] + str(bool(tiny))]) for r in rows) == []
+
+
+def test_starting_is_what_was_measured():
+    shown = (DOCS / "device.md").read_text("utf8")
+    assert start_table(results("device_start")["rows"]) in shown
 
 
 # --- shaped by hand
@@ -117,10 +129,10 @@ def test_device_memory():
 
 
 WAYS = {
-    "plain": "plain", "every 2nd step whole": "every 2. step whole", "every 5th": "every 5. step whole",
+    "plain": "plain", "every 2nd step whole": "one step in 2 whole", "every 5th": "one step in 5 whole",
     "guided for 60 %": "guided for 60% of the steps",
-    "both: the default": "every 2. step whole, guided for 60% of the steps",
-    "every 4th, guided for 40 %": "every 4. step whole, guided for 40% of the steps",
+    "both: the default": "one step in 2 whole, guided for 60% of the steps",
+    "every 4th, guided for 40 %": "one step in 4 whole, guided for 40% of the steps",
 }  # fmt: skip
 
 
@@ -360,3 +372,38 @@ def test_parts_for_the_htp_and_where_graphs_run():
             row = of(results(name)["rows"], part=part, provider=provider)
             assert cell.startswith(f"{row['placed']} of {row['nodes']}"), (cells[0], cell, row)
             assert cell.endswith(row["verdict"]), (cells[0], cell, row)
+
+
+def test_what_two_parties_take():
+    found, wrong = results("crypto"), []
+    for pair, protocol, compute, sent, lan, wan in tables(DOCS / "results.md", "| | protocol | computing")[0]:
+        w = found[protocol.split(",")[0].lower()]["whole"][pair]
+        told = [(compute, w["compute_s"]), (sent, w["bytes"] / 1e9), (lan, w["LAN_s"]), (wan, w["WAN_s"])]
+        wrong += off_by_digits(told)
+    assert wrong == []
+
+
+def test_attention_between_two_parties():
+    found, wrong = results("crypto"), []
+    kinds = {"softmax": "attention", "ReLU over its sum": "attention relu", "a / n": "attention scaled"}
+    for weights, *cells in tables(DOCS / "results.md", "| weights | Semi2k")[0]:
+        for protocol, seconds, sent in (("semi2k", *cells[:2]), ("cheetah", *cells[2:])):
+            layer = of(found[protocol]["layers"], kind=kinds[weights], shape=[4, 64, 64, 32])
+            told = [(seconds, layer["seconds"]), (sent, layer["bytes"] / 1e6)]
+            wrong += off(told)
+            assert f"{layer['messages']:.0f} messages" in sent
+    assert wrong == []
+
+
+def test_what_homomorphic_encryption_takes():
+    text, he = (DOCS / "results.md").read_text("utf8"), results("crypto")["he"]
+    o, large, small = he["operations"], he["bounds"]["realistic-vision"], he["bounds"]["emoji"]
+    for said in (
+        f"ring {o['ring']}",
+        f"a multiplication by a plaintext {o['multiply_plain_s'] * 1e3:.2f} ms",
+        f"an addition {o['add_s'] * 1e3:.2f} ms, a rotation {o['rotate_s'] * 1e3:.1f} ms",
+        f"**{large['seconds']:.2g} s** for one Stable Diffusion image",
+        f"{small['seconds']:.2g} s for one of `emoji`",
+        f"with a channel a ciphertext, {large['channel_packed_s']:.2g} and {small['channel_packed_s']:.2g} s",
+    ):
+        assert said in text

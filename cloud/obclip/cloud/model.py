@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,13 @@ def load_model(
             raise ModelMissingError(f"{folder} is no diffusers folder: it has no {part}/")
     unet_folder = folder / "unet" if source or not pair.cloud.unet else _unet_folder(pair.cloud.unet)
     load: dict[str, Any] = {"torch_dtype": _DTYPES[name], "local_files_only": True}
-    try:
-        unet = UNet2DConditionModel.from_pretrained(unet_folder, **load)
-        text = _load_text(folder, load)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelMissingError(f"the model at {folder} cannot be loaded: {error}") from error
+    with ThreadPoolExecutor(1) as beside:  # reads what is loaded: gigabytes at a few hundred MB/s
+        digest = beside.submit(_weights_digest, [*sorted(folder.glob("text_encoder*")), unet_folder])
+        try:
+            unet = UNet2DConditionModel.from_pretrained(unet_folder, **load)
+            text = _load_text(folder, load)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelMissingError(f"the model at {folder} cannot be loaded: {error}") from error
     _check_shape(pair, unet, len(text.encoders))
     for encoder in text.encoders:
         encoder.model.to(where).eval()
@@ -94,7 +97,7 @@ def load_model(
         text=text,
         layered=LayeredUNet(unet.to(where, memory_format=torch.channels_last).eval()),
         schedule_config=ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json"),
-        digest=_weights_digest([*(p for p in sorted(folder.glob("text_encoder*"))), unet_folder]),
+        digest=digest.result(),
         device=where,
         dtype=_DTYPES[name],
     )

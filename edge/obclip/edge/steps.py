@@ -36,7 +36,7 @@ class Saving:
 
     def __str__(self) -> str:
         """As `generate` names it: "plain", or what is saved."""
-        said = [f"every {self.every}. step whole"] if self.every > 1 else []
+        said = [f"one step in {self.every} whole"] if self.every > 1 else []
         said += [f"guided for {self.guided_share:.0%} of the steps"] if self.guided_share < 1 else []
         return ", ".join(said) or "plain"
 

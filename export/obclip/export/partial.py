@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.errors import InputError, RunError
 from obclip.core.files import atomic_write_bytes, publish_folder, sync_folder
 from obclip.core.manifest import Component, FileEntry, Variant, list_files
 
@@ -126,18 +126,6 @@ class Partial:
         atomic_write_bytes(self._state / f"{name}.json", json.dumps(asdict(record)).encode())
         return record
 
-    def adopt(self, bundle: Path, component: Component, variants: tuple[Variant, ...]) -> Record:
-        """Take a part over from another bundle: by a second name for its files where the disk can, else as a copy."""
-        folder = self.begin(component.name)
-        for file in sorted(p for p in (bundle / component.name).rglob("*") if p.is_file()):
-            target = folder / file.relative_to(bundle / component.name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(file, target)
-            except OSError:
-                shutil.copyfile(file, target)
-        return self.finish(component.name, component, variants)
-
     def publish(self) -> None:
         """Give the folder the bundle's name."""
         sync_folder(self.folder)
@@ -198,11 +186,3 @@ def _lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def check_same_model(bundle: Path, digest: str, wanted: str, force: bool) -> None:
-    """BundleError unless parts of the model `wanted` may join those of a bundle made from `digest`."""
-    if digest != wanted and not force:
-        raise BundleError(
-            f"{bundle} was made from another model ({digest[:12]}…, not {wanted[:12]}…); pass --force to mix them"
-        )

@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="a Python that has them")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 5])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", help="systems whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="systems whose name has one of these in it")
     parser.add_argument("--report", action="store_true", help="run nothing, report what DIR has")
     parser.add_argument("--calibration-prompts", type=int, default=4)
     parser.add_argument("--memory", type=Path, help="what device_memory wrote, for the peaks in the results")
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     prepare(asked.work, asked.checkpoint, asked.calibration_prompts)
-    chosen = [s for s in systems_of(asked.checkpoint, has_bf16()) if (asked.only or "") in s.key]
+    chosen = [s for s in systems_of(asked.checkpoint, has_bf16()) if any(some in s.key for some in asked.only)]
     rows = []
     for k in asked.k:
         for number in range(asked.repeats):

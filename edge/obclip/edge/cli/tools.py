@@ -250,6 +250,8 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
         table.add_row(name, g.precision, "", f"{sizes[g.file] / 1e6:.2f}", psnr, "", "")
     out = console()
     out.print(table)
+    if cost := _quantised(manifest):
+        out.print(cost)
     size = f"{manifest.width}x{manifest.height} px"
     if all(c.verification for c in manifest.components):
         heard = "–" if manifest.conditioning is None else f"{manifest.conditioning:.4f}"
@@ -262,6 +264,22 @@ def _show_manifest(manifest: Manifest, path: Path, as_json: bool) -> None:
             f"whole completion, steps {whole['steps']}, {at} px: {whole['psnr_db']:.1f} dB to PyTorch, "
             f"floor {whole['floor_db']:.0f}"
         )
+
+
+def _quantised(manifest: Manifest) -> Table | None:
+    """What quantisation left in float and what it cost, of each graph; and of each choice that was tried."""
+    table = Table("quantised", "layers", "in float", "PSNR dB", "text", "tried: in float, dB, text")
+    for g in manifest.variants:
+        v = g.verification
+        if "quantised_layers" in v:
+            tried = "; ".join(
+                f"{t['float_layers']}, {t['psnr_db']:.1f}, {t['conditioning']:.3f}" for t in v.get("tries", ())
+            )
+            table.add_row(
+                f"{g.component}, {g.role} ({g.target}, {g.precision})", str(v["quantised_layers"]),
+                str(len(v["float_layers"])), f"{v['psnr_db']:.1f}", f"{v['conditioning']:.3f}", tried,
+            )  # fmt: skip
+    return table if table.rows else None
 
 
 def doctor(as_json: Json = False) -> None:

@@ -18,6 +18,11 @@ _DOING = (
     "playing eating holding wearing talking kicking throwing hitting catching watching making taking using drinking"
 )
 _ACTS = frozenset(_DOING.split())
+_MOVING = "sitting standing walking running riding jumping dancing smiling sleeping posing waiting looking"
+_BODILY = _ACTS | frozenset(_MOVING.split())
+# the lexicon counts them among things or people, too
+_LOOKS = "tall short fat small little smiling blind rich poor cool funny skinny fit calm quiet sick lovely brave drunk"
+_DESCRIBING = frozenset(_LOOKS.split())
 # public elsewhere, but no colours: alone they are people
 _PEOPLES = frozenset({"american", "native"})
 _LINKS = "in with on at from who whose by near beside behind under is has"
@@ -114,10 +119,12 @@ class Nouns(Naming):
 
     def _is_colour_of_someone(self, i: int, before: str, after: int | None) -> bool:
         """Whether a colour stands for a person, by what follows: "a white walking a dog", not "the white of an egg" or
-        "a white on black". PrivacyError for what may be one: "a black in a hat"."""
+        "a white on black". PrivacyError for what may be one: "a black in a hat", "white eating lunch"."""
         token = self.tokens[i]
         if token.text not in self.policy.public_adjectives or token.attribute not in ("ethnicity", "skin"):
             return False
+        if before == "":
+            return self._begins_with_someone(token.text, after)
         if before in ("the", "these", "those", "both") or not (before in DETERMINERS or before.isdigit()):
             return False
         if self._text(after) == "," and after is not None:
@@ -129,17 +136,27 @@ class Nouns(Naming):
             return True
         coloured = beyond is not None and self.tokens[beyond].kind == "adjective"
         if word in _ABOUT_SOMEONE and not coloured:
-            raise PrivacyError(
-                f"{token.text!r} may be about a person but stands by no person word; put one right behind it, "
-                "leave it out, or let it through with --allow"
-            )
+            raise PrivacyError(_may_be_someone(token.text))
+        return False
+
+    def _begins_with_someone(self, colour: str, after: int | None) -> bool:
+        """The same of a prompt's first word: "white sitting on a bench", not "white running shoes"."""
+        beyond, word = None if after is None else self._next(after), self._text(after)
+        if word not in _BODILY:
+            return False
+        if self._text(beyond) in DETERMINERS or self._is_phrase_end(beyond):
+            return True
+        if word in _ACTS:
+            raise PrivacyError(_may_be_someone(colour))
         return False
 
     def _determiner(self, i: int) -> str:
         """What begins the phrase of the adjective at i, past one or two words that describe it ("a tall black")."""
         j = self._next(i, -1)
         for _ in range(2):
-            if j is None or self.tokens[j].kind != "word" or self.tokens[j].text in STOP:
+            if j is None or self.tokens[j].text in STOP:
+                break
+            if self.tokens[j].kind != "word" and self.tokens[j].text not in _DESCRIBING:
                 break
             j = self._next(j, -1)
         return self._text(j)
@@ -176,3 +193,10 @@ class Nouns(Naming):
             if token.noun.stage:
                 self.stages.setdefault(person, []).append("noun:" + token.noun.stage)
                 self._note(i, "child" if token.noun.stage == "child" else "age", person)
+
+
+def _may_be_someone(word: str) -> str:
+    return (
+        f"{word!r} may be about a person but stands by no person word; put one right behind it, leave it out, "
+        "or let it through with --allow"
+    )

@@ -1,4 +1,5 @@
-"""Which layers stay float: each group's damage is measured alone, and the worst for their cost are left out."""
+"""Which layers stay float: each group's damage is measured alone, the worst groups' layer by layer, and what is worst
+for its cost is left out."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from obclip.export.quantise.ranges import Range, macs
 from obclip.export.quantise.verdict import CONDITIONING_TOLERANCE, Verdict
 
 GROUPS = 40
+_LITTLE = 0.01  # of all noise: groups that add no more together are not looked into
 _NOISY = 8.0  # times its share of the work: what a group may add of the error before it is left float at once
 _ROUNDS = 6
 _LEAST_SHARE = 0.5
@@ -60,17 +62,37 @@ class Choice:
 def damage(
     source: Path, ranges: Mapping[str, Range], feeds: Sequence[Feed], target: str, at_most: int = GROUPS
 ) -> list[Damage]:
-    """Quantise one group at a time; noise on the first output, the mean over `feeds`. Worst for its cost first."""
+    """Quantise one group at a time, then each layer of the worst groups; layers with the same input go together.
+
+    Noise is that on the first output, the mean over `feeds`. Worst for its cost first. In most groups that are bad one
+    layer is, and its neighbours need not stay float with it: at most half as many measurements more are made.
+    """
     reference = session(source)
     name = reference.get_outputs()[0].name
     wanted = [run(reference, feed, [name])[name].astype(np.float64) for feed in feeds]
     del reference
     work = macs(source, feeds[0])
     total = sum(work.values())
-    found = []
-    for group in groups(layers(load_graph(source)), at_most):
+    found = layers(load_graph(source))
+
+    def measured(group: tuple[Layer, ...]) -> Damage:
         noise = _noise(source, ranges, group, feeds, wanted, target, name)
-        found.append(Damage(tuple(x.name for x in group), noise, sum(work[x.name] for x in group) / total))
+        return Damage(tuple(x.name for x in group), noise, sum(work[x.name] for x in group) / total)
+
+    rest = _worst_first([measured(group) for group in groups(found, at_most)])
+    little, single, spent = _LITTLE * sum(d.noise for d in rest), list[Damage](), 0
+    while spent < at_most // 2 and sum(d.noise for d in rest) > little:
+        bad = rest.pop(0)
+        parts = groups([layer for layer in found if layer.name in bad.layers], len(found))
+        if len(parts) > 1:
+            spent += len(parts)
+            single += [measured(part) for part in parts]
+        else:
+            single.append(bad)
+    return _worst_first([*single, *rest])
+
+
+def _worst_first(found: Sequence[Damage]) -> list[Damage]:
     return sorted(found, key=lambda d: d.noise / d.share, reverse=True)
 
 
