@@ -99,6 +99,17 @@ def test_bk_sdm_tiny_beside_stable_diffusion_cpp():
         assert off(zip(row[2:], told, strict=True)) == []
 
 
+def test_device_rows_of_the_xeon():
+    found = results("device_xeon")
+    rows = tables(DOCS / "device.md", "| system, Xeon")[0]
+    assert len(rows) == len(found["rows"])
+    for name, decoder, s, steps, decoding, cpu, peak, psnr in rows:
+        r = of(found["rows"], system=f"{name}, {decoder} decoder")
+        assert r["runs"] == 3
+        told = [(s, r["seconds"]), (steps, r["steps_s"]), (decoding, r["decode_s"]), (cpu, r["cpu_s"])]
+        assert off([*told, (peak, r["peak_bytes"] / 1e6), (psnr, r["psnr_db"])]) == []
+
+
 def test_device_ratios():
     ratios = results("device")["ratios"]["10"]
     same, best = tables(DOCS / "device.md", "| | ours | diffusers float32 takes")[0]
