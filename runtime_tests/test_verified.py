@@ -134,3 +134,12 @@ def test_who_has_to_wait_is_told_once(bundle, monkeypatch: pytest.MonkeyPatch):
     verify_once(*bundle, told.append)
     verify_once(*bundle, told.append)
     assert told == ["checking 0.0 GB of the bundle, once"]
+
+
+def test_reading_all_reads_what_was_found_right_before_and_says_so(bundle, read: Read, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verified, "_WORTH_A_WORD_BYTES", 0)
+    told: list[str] = []
+    verify_once(*bundle)
+    verified.verify_all(*bundle, told.append)
+    assert read == ["a.onnx", "b.onnx"] * 2
+    assert told == ["checking 0.0 GB of the bundle"]

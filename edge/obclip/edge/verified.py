@@ -19,6 +19,12 @@ _WORTH_A_WORD_BYTES = 500_000_000
 _SETTLED_S = 2.0  # a file written to less long ago may be written to again within its time stamps' resolution
 
 
+def verify_all(folder: Path, manifest: Manifest, note: Callable[[str], None]) -> None:
+    """Every file is read, whatever was found before. note(text), BundleError: as `verify_once`."""
+    _announce(sum(f.bytes for f in manifest.files), note, "")
+    manifest.verify_files(folder)
+
+
 def verify_once(folder: Path, manifest: Manifest, note: Callable[[str], None] | None = None) -> None:
     """BundleError as `Manifest.verify_files`. note(text) is called before so much is read that one has to wait.
 
@@ -34,13 +40,18 @@ def verify_once(folder: Path, manifest: Manifest, note: Callable[[str], None] | 
     found = {f.path: [f.sha256, *_stamps(folder / f.path)] for f in manifest.files}
     unchanged = {path for path, stamps in found.items() if known.get(path) == stamps}
     unread = sum(f.bytes for f in manifest.files if f.path not in unchanged)
-    if note is not None and unread > _WORTH_A_WORD_BYTES:
-        note(f"checking {unread / 1e9:.1f} GB of the bundle, once")
+    if note is not None:
+        _announce(unread, note, ", once")
     manifest.verify_files(folder, unread=unchanged)
     settled = {p: s for p, s in found.items() if p in unchanged or now - _last_change(folder / p) > _SETTLED_S}
     if settled != known:
         with contextlib.suppress(ObclipError):  # without a place to note it, all is read again
             atomic_write_bytes(store, json.dumps(settled).encode())
+
+
+def _announce(size: int, note: Callable[[str], None], times: str) -> None:
+    if size > _WORTH_A_WORD_BYTES:
+        note(f"checking {size / 1e9:.1f} GB of the bundle{times}")
 
 
 def _stamps(path: Path) -> list[int]:

@@ -38,6 +38,7 @@ from obclip.edge.image import read_metadata
 from obclip.edge.providers.base import Opening
 from obclip.edge.tuning import Tuned
 from obclip.edge.tuning import tune as tune_bundle
+from obclip.edge.verified import verify_all
 
 
 def export(
@@ -194,7 +195,7 @@ def inspect(
     path = find_bundle(what) if what in shipped_pairs() else Path(what)
     if path.is_dir():
         manifest = Manifest.read(path)
-        manifest.verify_files(path)
+        verify_all(path, manifest, say)
         _show_manifest(manifest, path, as_json)
     elif path.is_file():
         metadata = read_metadata(path)
