@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import re
+
 from obclip.core.errors import PrivacyError
-from obclip.edge.oblivious.nouns import Nouns
-from obclip.edge.oblivious.reading import DETERMINERS, base
+from obclip.edge.oblivious.loose import Loose
+from obclip.edge.oblivious.nouns import may_be_someone
+from obclip.edge.oblivious.reading import DETERMINERS, WAYS_OUT, base
 from obclip.edge.oblivious.template import Person
 from obclip.edge.oblivious.tokens import STOP
 
 _REACH = 6  # words between an adjective and the person it describes
 _CROSSED = frozenset({",", "and", "or", "but", "&", "/"})
-_IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
+_PEOPLES_ONLY = frozenset({"elderly", "geriatric"})
+_THINGS_TOO = frozenset({"old", "young", "older", "younger", "oldest", "youngest"})
+_OF_ITS_PART = re.compile(r"\w*(?:haired|eyed|lipped|winged|furred|feathered|maned|clad|robed|gowned|nailed)$")
+_DOER = re.compile(r"\w{3,}(?:ers?|ors?|ists?)$")
 _COMPARED = frozenset({"older", "oldest", "elder", "eldest", "younger", "youngest"})
 
 
-class Adjectives(Nouns):
+class Adjectives(Loose):
     def _attach_adjectives(self) -> None:
+        self._refuse_loose()
         for i, token in enumerate(self.tokens):
             if token.kind not in ("adjective", "years") or i in self.dropped or i in self.public:
                 continue
             near = token.text in self.policy.public_adjectives
-            if not near and token.kind == "adjective" and self._text(self._next(i, -1)) in _IS:
+            if token.kind == "adjective" and self._is_said_by_verb(i, near):
                 raise PrivacyError(
                     f"{token.text!r} is said of someone by a verb and cannot be placed; put it right before the person "
                     "word, leave it out, or let it through with --allow"
                 )
             head = self._owner_of_years(i) if token.kind == "years" else self._head_after(i, near=near)
+            if head is None and near and self._is_tag(i) and self._has_people():
+                raise PrivacyError(may_be_someone(token.text))
             if head is None:
                 skin = token.attribute == "skin" and not near
                 if near or (i in self.public and not skin) or self._is_language(i):
@@ -87,21 +96,37 @@ class Adjectives(Nouns):
             before = self._next(i, -1)
             if before is None or self.tokens[before].text in DETERMINERS or self.tokens[before].kind == "punct":
                 self._drop(j)
+                self.dropped.discard(i - 1)  # with no space behind the adjective the one before it went
 
     def _is_language(self, i: int) -> bool:
         """'a sign in chinese', 'written in french'."""
         return self.tokens[i].attribute == "ethnicity" and self._text(self._next(i, -1)) in ("in", "into", "from")
 
     def _head_after(self, i: int, near: bool) -> int | None:
-        """The person word that the adjective at i describes; marks i public if it describes a thing instead."""
-        j, words, things, last = self._next(i), 0, 0, i
+        """The person word that the adjective at i describes; marks i public if it describes a thing instead.
+
+        PrivacyError for what describes a part of someone, or stands alone beside people.
+        """
+        mine = self.tokens[i]
+        begins = self._next(i, -1) is None and mine.text in _THINGS_TOO
+        alone = self._is_tag(i) and self._has_people() and not begins
+        j, words, things, last, animal = self._next(i), 0, 0, i, False
         while j is not None and words <= _REACH:
-            token = self.tokens[j]
+            token, follower = self.tokens[j], self._next(j)
             if token.kind in ("noun", "people") and j not in self.public:
                 return j
+            if not things and self._is_somebodys(j, near):
+                raise PrivacyError(may_be_someone(mine.text))
             if token.kind == "phrase" or j in self.public:
+                if token.kind == "phrase" and not near and re.search(r"(?:wo)?m[ae]n$", token.text):
+                    raise PrivacyError(f"{mine.text!r} beside {token.text!r} cannot be placed; {WAYS_OUT}")
                 things += 1
                 break
+            person_next = follower is not None and self.tokens[follower].kind in ("noun", "people")
+            part = _OF_ITS_PART.match(token.text) or token.text in self.context["coloured"]
+            if near and part and last == i:
+                self.public.add(i)
+                return None
             if token.text in _CROSSED:
                 k = self._next(j)
                 if k is not None and self.tokens[k].text in ("a", "an") and not things:
@@ -115,27 +140,35 @@ class Adjectives(Nouns):
                 break
             elif token.kind == "thing":
                 things += 1
-                if self.policy.lexicon.is_animal(base(token.text)) or (near and token.text in self.context["things"]):
-                    k = self._next(j)
-                    if k is None or self.tokens[k].kind != "people":
-                        break
+                animal = self.policy.lexicon.is_animal(base(token.text))
+                ours = near and token.text in self.context["things"] and token.text not in self.context["where"]
+                if (animal and not person_next) or (
+                    (ours or (animal and near)) and (follower is None or self.tokens[follower].kind != "people")
+                ):
+                    break
             elif token.kind not in ("adjective", "years", "tone") and near and not things:
                 words += 1
                 if not self._leads_to_person(j):
+                    if _DOER.match(token.text) and not self.policy.lexicon.is_noun(token.text) and self._closes(j):
+                        raise PrivacyError(may_be_someone(mine.text))
                     break
             else:
                 words += token.kind == "word"
             last, j = j, self._next(j)
+        if alone or ((mine.text in _PEOPLES_ONLY or (mine.value == "middle-aged" and not near)) and not animal):
+            return None
         if things or (
             last != i and self.tokens[last].kind == "word" and self.policy.lexicon.is_noun(self.tokens[last].text)
         ):
             self.public.add(i)
         return None
 
-    def _leads_to_person(self, j: int) -> bool:
-        """'black, smiling woman', 'white bearded man': a describing word with a person right after it."""
-        k = self._next(j)
-        return k is not None and self.tokens[k].kind in ("noun", "people", "adjective") and k not in self.public
+    def _is_somebodys(self, j: int, near: bool) -> bool:
+        """ "Old hands", "asian features", "of african descent"; of colours "black hands", not "black hair"."""
+        words = self.context["human_coloured" if near else "human"]
+        after = self._next(j)
+        last = after is None or self.tokens[after].kind not in ("thing", "noun", "people")
+        return base(self.tokens[j].text) in words and last
 
     def _resolve_ages(self) -> None:
         for person, found in self.stages.items():

@@ -10,6 +10,7 @@ from obclip.edge.oblivious.tokens import STOP
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|[.!?:;,\"]")
 _SURE_TITLES = frozenset({"mr", "mrs", "ms", "mister"})  # whatever follows these is a name
+_ENDS = frozenset('.!?:;"')  # behind these a capital says nothing
 _MAX_CAPITALS = 0.6  # share of longer words: above it, capitals are a way of writing titles and say nothing
 
 
@@ -18,7 +19,8 @@ def names_by_writing(prompt: str, policy: Policy) -> frozenset[str]:
     lexicon, context = policy.lexicon, policy.english["context"]
     words = _WORD.findall(prompt)
     longer = [w for w in words if len(w) > 3]
-    shouting = sum(w[0].isupper() for w in longer) > _MAX_CAPITALS * max(1, len(longer))
+    capitals = sum(w[0].isupper() for w in longer)
+    shouting = capitals > _MAX_CAPITALS * max(1, len(longer))
     found = set()
     for i, word in enumerate(words):
         lower, before = word.lower().removesuffix("'s"), words[i - 1].lower() if i else "."
@@ -27,15 +29,20 @@ def names_by_writing(prompt: str, policy: Policy) -> frozenset[str]:
         title = words[i - 2].lower() if before == "." and i > 1 else before
         if title in _SURE_TITLES and lower not in context["people"]:
             found.add(lower)
-        if not word[0].isupper() or word.isupper() or shouting or lower in lexicon.places:
+        if not word[0].isupper() or word.isupper() or lower in lexicon.places:
             continue
-        inside = before not in (".", "!", "?", ":", ";", '"')
-        unknown = not (lexicon.knows(lower) or lexicon.knows_rare(lower) or "-" in lower)
-        if (
-            inside
-            and (lower in lexicon.names or unknown or (title in context["titles"] and not lexicon.is_noun(lower)))
-        ) or (not inside and lower in lexicon.names and _acts(words[i + 1 : i + 3], lexicon)):
+        if title in context["titles"] and capitals < len(longer):
             found.add(lower)
+        if shouting:
+            continue
+        inside = before not in _ENDS
+        unknown = not (lexicon.knows(lower) or lexicon.knows_rare(lower) or "-" in lower)
+        if (inside and (lower in lexicon.names or unknown)) or (
+            not inside and lower in lexicon.names and _acts(words[i + 1 : i + 3], lexicon)
+        ):
+            found.add(lower)
+        if i and words[i - 1][0].isupper() and before in lexicon.names and (i == 1 or words[i - 2] in _ENDS):
+            found |= {words[i - 1].lower(), lower}  # "Will Smith eating spaghetti"
     return frozenset(found)
 
 

@@ -17,12 +17,12 @@ _OF_THINGS_TOO = frozenset({"old", "young", "older", "younger", "youngest", "old
 _DOING = (
     "playing eating holding wearing talking kicking throwing hitting catching watching making taking using drinking"
 )
-_ACTS = frozenset(_DOING.split())
+ACTS = frozenset(_DOING.split())
 _MOVING = "sitting standing walking running riding jumping dancing smiling sleeping posing waiting looking"
-_BODILY = _ACTS | frozenset(_MOVING.split())
+_BODILY = ACTS | frozenset(_MOVING.split())
 # the lexicon counts them among things or people, too
 _LOOKS = "tall short fat small little smiling blind rich poor cool funny skinny fit calm quiet sick lovely brave drunk"
-_DESCRIBING = frozenset(_LOOKS.split())
+DESCRIBING = frozenset(_LOOKS.split())
 # public elsewhere, but no colours: alone they are people
 _PEOPLES = frozenset({"american", "native"})
 _LINKS = "in with on at from who whose by near beside behind under is has"
@@ -40,6 +40,17 @@ class Nouns(Naming):
                 if (noun and noun.gender) or adjective:
                     raise PrivacyError(f"{token.text!r} contains a protected word and cannot be placed; {WAYS_OUT}")
 
+    def _describing(self) -> None:
+        """ "Smiling", "rich" and the like before a person or an adjective are words that describe, no things."""
+        for i, token in enumerate(self.tokens):
+            if token.text not in DESCRIBING or token.kind not in ("thing", "people"):
+                continue
+            j, kinds = self._next(i), {"noun", "people", "adjective", "years"}
+            if j is not None and self._text(j) in (",", "and"):
+                j, kinds = self._next(j), kinds | {"word"}
+            if j is not None and self.tokens[j].kind in kinds:
+                self.tokens[i] = replace(token, kind="word")
+
     def _animals(self) -> None:
         """'mother duck', 'a male lion', 'male connector', 'baby elephant': about no person, so public."""
         for i, token in enumerate(self.tokens):
@@ -52,7 +63,9 @@ class Nouns(Naming):
             thing = base(self.tokens[j].text)
             sexless = token.text in ("male", "female") and thing in self.context["not_sexed"]
             young = base(token.text) in self.context["animal_people"]
-            animal = young and self.tokens[j].kind == "thing" and self.policy.lexicon.is_animal(thing)
+            k = self._next(j)
+            keeper = k is not None and self.tokens[k].kind in ("noun", "people")  # "an old cat lady"
+            animal = young and self.tokens[j].kind == "thing" and self.policy.lexicon.is_animal(thing) and not keeper
             if sexless or animal:
                 self.public.add(i)
 
@@ -107,7 +120,7 @@ class Nouns(Naming):
             return True
         if before not in DETERMINERS and not before.isdigit():
             return self._is_colour_of_someone(i, self._determiner(i), after)
-        if self._text(after) in _ACTS and token.value != "adult":
+        if self._text(after) in ACTS and token.value != "adult":
             return True
         if not self._is_phrase_end(after):
             return self._is_colour_of_someone(i, before, after)
@@ -127,16 +140,33 @@ class Nouns(Naming):
             return self._begins_with_someone(token.text, after)
         if before in ("the", "these", "those", "both") or not (before in DETERMINERS or before.isdigit()):
             return False
+        if self._leads_to_person(i):
+            return False
         if self._text(after) == "," and after is not None:
             after = self._next(after)
         beyond, word = None if after is None else self._next(after), self._text(after)
-        if word in _ACTS or (word == "smiling" and self._is_phrase_end(beyond)):
+        if word in ACTS or (word == "smiling" and self._is_phrase_end(beyond)):
             return True
         if word.endswith("ing") and (self._is_phrase_end(after) or self._text(beyond) in DETERMINERS):
             return True
         coloured = beyond is not None and self.tokens[beyond].kind == "adjective"
         if word in _ABOUT_SOMEONE and not coloured:
-            raise PrivacyError(_may_be_someone(token.text))
+            raise PrivacyError(may_be_someone(token.text))
+        return False
+
+    def _leads_to_person(self, j: int) -> bool:
+        """'black, smiling woman', 'white bearded man', 'black, tired, elegant woman': describing words with a person
+        behind them."""
+        k = self._next(j)
+        for _ in range(6):
+            if k is None or k in self.public:
+                return False
+            token = self.tokens[k]
+            if token.kind in ("noun", "people", "adjective"):
+                return True
+            if token.text not in (",", "and") and (token.kind != "word" or token.text in STOP):
+                return False
+            k = self._next(k)
         return False
 
     def _begins_with_someone(self, colour: str, after: int | None) -> bool:
@@ -146,8 +176,8 @@ class Nouns(Naming):
             return False
         if self._text(beyond) in DETERMINERS or self._is_phrase_end(beyond):
             return True
-        if word in _ACTS:
-            raise PrivacyError(_may_be_someone(colour))
+        if word in ACTS:
+            raise PrivacyError(may_be_someone(colour))
         return False
 
     def _determiner(self, i: int) -> str:
@@ -156,7 +186,7 @@ class Nouns(Naming):
         for _ in range(2):
             if j is None or self.tokens[j].text in STOP:
                 break
-            if self.tokens[j].kind != "word" and self.tokens[j].text not in _DESCRIBING:
+            if self.tokens[j].kind != "word" and self.tokens[j].text not in DESCRIBING:
                 break
             j = self._next(j, -1)
         return self._text(j)
@@ -195,7 +225,7 @@ class Nouns(Naming):
                 self._note(i, "child" if token.noun.stage == "child" else "age", person)
 
 
-def _may_be_someone(word: str) -> str:
+def may_be_someone(word: str) -> str:
     return (
         f"{word!r} may be about a person but stands by no person word; put one right behind it, leave it out, "
         "or let it through with --allow"

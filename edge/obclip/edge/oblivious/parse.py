@@ -12,17 +12,13 @@ from dataclasses import replace
 from obclip.core.errors import InputError, PrivacyError
 from obclip.edge.oblivious.adjectives import Adjectives
 from obclip.edge.oblivious.policy import ABSENT, Policy
-from obclip.edge.oblivious.reading import base
+from obclip.edge.oblivious.reading import GROUPS, base
 from obclip.edge.oblivious.referents import Mention as Named
 from obclip.edge.oblivious.referents import referent
 from obclip.edge.oblivious.template import Mention, Person, Slot, Template
 from obclip.edge.oblivious.tokens import FEMALE_PRONOUNS, NEUTRAL_PRONOUNS, STOP, Token, scan
 
 __all__ = ["Mention", "Person", "Slot", "Template", "parse"]
-
-_GROUPS = frozenset(
-    {"people", "crowd", "family", "couple", "group", "team", "band", "choir", "audience", "class", "army"}
-)
 
 
 def parse(text: str, policy: Policy, allowed: tuple[str, ...] = (), names: frozenset[str] = frozenset()) -> Template:
@@ -54,6 +50,7 @@ class _Parser(Adjectives):
         for i, token in enumerate(self.tokens):
             self._refuse_unplaceable(i, token)
         self._names()
+        self._describing()
         self._animals()
         self._merge_nouns()
         self._people_of_adjectives()
@@ -65,14 +62,17 @@ class _Parser(Adjectives):
         marks = self._marks()
         pieces: list[str | Slot] = []
         roles = {self._place_of(i): i for i in self.owner if self.tokens[i].kind != "noun"}
+        apart = {start: i for i in self.owner if (start := self._apart(i)) is not None}
         for i, token in enumerate(self.tokens):
             if i in roles and self._shows(self.people[self.owner[roles[i]]]):
                 pieces += [Slot("noun", self.owner[roles[i]], self.tokens[roles[i]], implicit=True), " "]
+            if i in apart:
+                pieces += [Slot("adjectives", self.owner[apart[i]], self.tokens[apart[i]]), " "]
             if i in self.dropped:
                 continue
             if i in self.owner and token.kind == "noun":
-                beside = replace(token, frame="role") if self._is_beside_role(i) else token
-                pieces.append(Slot("noun", self.owner[i], beside))
+                frame = "apart" if i in apart.values() else "role" if self._is_beside_role(i) else token.frame
+                pieces.append(Slot("noun", self.owner[i], replace(token, frame=frame)))
             elif i in marks:
                 pieces.append(Slot("mark", marks[i], token))
             elif i in tones:
@@ -135,6 +135,16 @@ class _Parser(Adjectives):
             start = j
         return start
 
+    def _apart(self, i: int) -> int | None:
+        """Where the adjectives of the noun at i stand if things come between: "an old village woman"."""
+        start = i
+        while (j := self._next(start, -1)) is not None and self.tokens[j].kind == "thing":
+            start = j
+        place, noun = self.place.get(i), self.tokens[i].noun
+        if noun is None or start == i or place is None or place > start:
+            return None
+        return None if self.policy.person_nouns or self.tokens[i].frame or self._is_beside_role(i) else start
+
     def _is_beside_role(self, i: int) -> bool:
         """'a woman cook', 'a male snow skier': the noun stands before what the person does."""
         j = self._next(i)
@@ -160,7 +170,7 @@ class _Parser(Adjectives):
             elif i in self.owner or (
                 token.kind == "people" and i not in self.dropped and self._is_last_of_its_phrase(i)
             ):
-                yield Named(i, False, token.text in _GROUPS or token.text.endswith("s"))
+                yield Named(i, False, token.text in GROUPS or token.text.endswith("s"))
 
     def _is_animals(self, i: int) -> bool:
         """Nobody is named, and an animal is: 'a mother bird and her chicks'."""
@@ -184,7 +194,7 @@ class _Parser(Adjectives):
         if "gender" in self.policy.absent:
             self._move_to_roles()
         for i, token in enumerate(self.tokens):
-            named = token.kind == "people" and token.text not in _GROUPS and i not in self.dropped
+            named = token.kind == "people" and token.text not in GROUPS and i not in self.dropped
             if named and self._is_last_of_its_phrase(i):
                 self._person_at(i)
         for person in self.people:

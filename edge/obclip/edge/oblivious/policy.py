@@ -119,7 +119,8 @@ class Policy:
     def several_words(self) -> dict[str, tuple[str, ...]]:
         """First letters up to a space, dot or hyphen -> the known words that go on after it."""
         context = self.english["context"]
-        return _by_start([*self.nouns, *self.adjectives, *context["people"], *context["things"]])
+        listed = (word for kind in ("people", "things", "refused") for word in context[kind])
+        return _by_start([*self.nouns, *self.adjectives, *listed])
 
     @cached_property
     def phrases(self) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,8 @@ from obclip.edge.oblivious.tokens import Token
 
 _COUNTS = "a an the one two three four five several some many few both these those other another"
 DETERMINERS = frozenset(_COUNTS.split())
+_SEVERAL = "people crowd family couple group team band choir audience class army gang clan duo trio"
+GROUPS = frozenset(_SEVERAL.split())
 WAYS_OUT = "put it another way, leave it out, or let it through with --allow"
 
 

@@ -34,7 +34,8 @@ def render(template: Template, people: Sequence[Person], policy: Policy, marked:
             pieces.append(_mark(people[piece.person], marked))
         else:
             pieces.append(_noun_phrase(piece, people[piece.person], policy))
-    return fix_articles(re.sub(" {2,}", " ", "".join(pieces)).strip())
+    text = re.sub(r" ?,? ?\(\s*(?::[\d.]+)?\s*\)", "", "".join(pieces))  # brackets whose words went elsewhere
+    return fix_articles(re.sub(" {2,}", " ", text).strip())
 
 
 def skeleton(template: Template) -> tuple[object, ...]:
@@ -69,7 +70,20 @@ def _mark(person: Person, marked: bool) -> str:
 
 
 def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
-    """[skin] [age] [ethnicity] [others] noun, or a noun that says gender and age at once."""
+    """[skin] [age] [ethnicity] [others] noun, or a noun that says gender and age at once; of the two parts of "an old
+    village woman" one."""
+    adjectives, nouns = _words(slot, person, policy)
+    words = adjectives if slot.kind == "adjectives" else nouns if slot.token.frame == "apart" else adjectives + nouns
+    text = " ".join(w for w in words if w)
+    if slot.token.frame == "name":
+        text = f"a {text}"
+    if slot.token.possessive and text and slot.kind == "noun":
+        text += "'" if text.endswith("s") else "'s"
+    return text
+
+
+def _words(slot: Slot, person: Person, policy: Policy) -> tuple[list[str | None], list[str | None]]:
+    """Adjectives and nouns."""
     noun, gender, age = slot.token.noun, person.attributes.get("gender"), person.attributes.get("age")
     tone = f"{person.attributes['skin']}-skinned" if person.skinned and person.attributes.get("skin") else None
     others = [*(person.attributes.get(a) for a in policy.attributes if a not in ("gender", "age", "skin"))]
@@ -77,28 +91,17 @@ def _noun_phrase(slot: Slot, person: Person, policy: Policy) -> str:
     if noun is not None and noun.role and gender:
         said = "child" if not (noun.childlike or person.childlike) else None
         ages = [*others, said] if person.minor else [age, *others]
-        words = [tone, *ages, noun.role[0 if gender == "man" else 1]]
-    else:
-        joint = policy.person_nouns.get(f"{gender or 'any'}-{age}") if age else None
-        if person.minor and not (slot.implicit and person.childlike):
-            joint = {"woman": "girl/girls", "man": "boy/boys"}.get(gender or "")
-            if joint is None:
-                kept = noun is not None and gender is None and slot.token.frame != "name" and noun.stage == "child"
-                joint = (
-                    f"{slot.token.text}/{slot.token.text}" if kept and not slot.token.possessive else "child/children"
-                )
-        if joint is not None:
-            words = [tone, *others, joint.split("/")[plural]]
-        else:
-            words = [tone, age, *others, _plain(slot, gender, plural, policy, person.sexed)]
-        if noun is not None and noun.neutral_role:
-            words.append(noun.neutral_role)
-    text = " ".join(w for w in words if w)
-    if slot.token.frame == "name":
-        text = f"a {text}"
-    if slot.token.possessive and text:
-        text += "'" if text.endswith("s") else "'s"
-    return text
+        return [tone, *ages], [noun.role[0 if gender == "man" else 1]]
+    joint = policy.person_nouns.get(f"{gender or 'any'}-{age}") if age else None
+    if person.minor and not (slot.implicit and person.childlike):
+        joint = {"woman": "girl/girls", "man": "boy/boys"}.get(gender or "")
+        if joint is None:
+            kept = noun is not None and gender is None and slot.token.frame != "name" and noun.stage == "child"
+            joint = f"{slot.token.text}/{slot.token.text}" if kept and not slot.token.possessive else "child/children"
+    nouns = [_plain(slot, gender, plural, policy, person.sexed) if joint is None else joint.split("/")[plural]]
+    if noun is not None and noun.neutral_role:
+        nouns.append(noun.neutral_role)
+    return [tone, age if joint is None else None, *others], nouns
 
 
 def _plain(slot: Slot, gender: str | None, plural: bool, policy: Policy, sexed: bool) -> str | None:

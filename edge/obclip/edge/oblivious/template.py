@@ -27,7 +27,8 @@ class Person:
 
 @dataclass(frozen=True)
 class Slot:
-    """kind: "noun", "tone", "pronoun" or "mark"; token: its source; implicit: no noun of its own was written."""
+    """kind: "noun", "adjectives" (of a noun whose token's frame is "apart"), "tone", "pronoun" or "mark"; token: its
+    source; implicit: no noun of its own was written."""
 
     kind: str
     person: int

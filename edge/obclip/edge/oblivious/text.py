@@ -8,9 +8,9 @@ import unicodedata
 from obclip.core.errors import InputError, PrivacyError
 from obclip.core.wire import MAX_PROMPT_CHARS
 
-# people, families, gender signs and skin tone modifiers among the emoji
+# people and parts of them, families, gender signs, skin tone modifiers, flags of countries among the emoji
 _PERSON_SYMBOLS = re.compile(
-    "[\u2640\u2642\u26a7\U0001f385\U0001f3c2-\U0001f3cc\U0001f3fb-\U0001f3ff\U0001f442-\U0001f4aa\U0001f574-\U0001f57a\U0001f645-\U0001f64f\U0001f6a3\U0001f6b4-\U0001f6b6\U0001f6c0\U0001f6cc\U0001f90c-\U0001f93e\U0001f977\U0001f9b0-\U0001f9bb\U0001f9cd-\U0001f9e0\U0001fac3-\U0001fac5\U0001faf0-\U0001faf8]"
+    "[\u2640\u2642\u26a7\U0001f1e6-\U0001f1ff\U0001f385\U0001f3c2-\U0001f3cc\U0001f3fb-\U0001f3ff\U0001f442-\U0001f450\U0001f464-\U0001f478\U0001f47c\U0001f481-\U0001f487\U0001f48f\U0001f491\U0001f4aa\U0001f574-\U0001f57a\U0001f645-\U0001f64f\U0001f6a3\U0001f6b4-\U0001f6b6\U0001f6b9-\U0001f6bc\U0001f6c0\U0001f6cc\U0001f90c-\U0001f93e\U0001f977\U0001f9b0-\U0001f9bb\U0001f9cd-\U0001f9e0\U0001fac3-\U0001fac5\U0001faf0-\U0001faf8]"
 )
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "–": "-", "—": "-"})
 _AN_EXCEPTIONS = re.compile(r"(?:hour|honest|honou?r|heir)")
@@ -18,7 +18,7 @@ _A_EXCEPTIONS = re.compile(r"(?:uni(?!n)|ugan|ukr|uru|eu|one\b|once|use|usu|ute|
 
 
 def normalise(prompt: str) -> str:
-    """Lower case, composed Unicode, single spaces, plain quotes and hyphens.
+    """Lower case, composed Unicode, single spaces (for underscores between words too), plain quotes and hyphens.
 
     Text encoders of the supported families read lower case themselves. InputError for empty or over-long text and for
     invisible characters; PrivacyError for a tag such as <lora:name:1>, a symbol of a person, and a word of mixed
@@ -40,7 +40,7 @@ def normalise(prompt: str) -> str:
     for word in () if text.isascii() else re.findall(r"[^\W\d_]+", text):
         if re.search(r"[a-z]", word) and any(ord(c) > 0x24F for c in word):
             raise PrivacyError("the prompt has a word that mixes alphabets; write it in one, so that it can be checked")
-    return re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"\s+", " ", re.sub(r"(?<=\w)_+(?=\w)", " ", text)).strip()
 
 
 def without_accents(word: str) -> str:
@@ -49,8 +49,9 @@ def without_accents(word: str) -> str:
 
 
 def fix_articles(text: str) -> str:
-    """Make every a/an fit the word after it. Applied to every candidate, so it is the same function for all."""
-    return re.sub(r"\b(an?) (?=([a-z0-9][\w-]*))", lambda m: "an " if _takes_an(m[2]) else "a ", text)
+    """Make every a/an fit the word after it, be it behind brackets or quotes. Applied to every candidate, so it is the
+    same function for all."""
+    return re.sub(r"\b(an?) (?=[^\w.;:!?]*([^\W_][\w-]*))", lambda m: "an " if _takes_an(m[2]) else "a ", text)
 
 
 def _takes_an(word: str) -> bool:

@@ -22,16 +22,19 @@ PRONOUNS = {
     "he": "subject", "she": "subject", "him": "oblique", "his": "oblique", "her": "oblique", "hers": "oblique",
     "himself": "reflexive", "herself": "reflexive", "he's": "subject-is", "she's": "subject-is",
     "he'll": "subject-will", "she'll": "subject-will", "he'd": "subject-would", "she'd": "subject-would",
+    "hes": "subject-is", "shes": "subject-is",
 }  # fmt: skip
 NEUTRAL_PRONOUNS = {"they": "subject", "they're": "subject-is", "them": "object", "their": "possessive",
                     "themselves": "reflexive", "themself": "reflexive"}  # fmt: skip
-FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's", "she'll", "she'd"})
+FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's", "shes", "she'll", "she'd"})
 _DECADES = {"teens": 15, "twenties": 20, "thirties": 30, "forties": 40, "fifties": 50, "sixties": 60}
 _DECADES |= {"seventies": 70, "eighties": 80, "nineties": 90, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50}
 _DECADES |= {"sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
           "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")  # fmt: skip
-_SPELLED = {w: i + 1 for i, w in enumerate(_UNITS)} | {w: n for w, n in _DECADES.items() if w.endswith("y")}
+SPELLED = {w: i + 1 for i, w in enumerate(_UNITS)} | {w: n for w, n in _DECADES.items() if w.endswith("y")}
+SPELLED["hundred"] = 100
+OF_SOMEONE = "of someone"  # of years: an age only right behind a person
 
 
 _NEVER = r"(?!)"
@@ -40,7 +43,7 @@ _TINY_SLIPS = frozenset(["mn", "mna", "amn", "mne", "hs", "hsi", "hr", "hre", "e
 _SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
 
-_FRAMES = "[ -]?skinned|-toned|[ -]complexioned|[ -]complected|[ -]skin(?:[ -]tones?)?|[ -]complexion"
+_FRAMES = "[ -]?skinned|-toned|[ -]complexioned|[ -]complected|[ -]?skin(?:[ -]tones?)?|[ -]complexion"
 _LEET = (str.maketrans("013457", "oieast"), str.maketrans("013457", "oleast"))
 
 
@@ -49,7 +52,8 @@ class Token:
     """kind: space, punct, word, number, phrase, noun, adjective, years, tone, pronoun, people, thing, name, mark or
     refused.
 
-    value: of an adjective, a value or stage; of years, a stage; of a tone, the tone; of a refusal, its reason.
+    value: of an adjective, a value or stage; of years, a stage; of a tone, the tone; of a refusal, its reason. frame:
+    of years, "his" or "her" where they say it, or OF_SOMEONE.
     """
 
     kind: str
@@ -68,23 +72,32 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
     tones = _alternatives(policy.policy.tones)
     phrases, several = _alternatives(whole) or _NEVER, _alternatives(several_words) or _NEVER
     decades = "|".join(w for w in _DECADES if w.endswith("s"))
-    spelled = "|".join(sorted(_SPELLED, key=len, reverse=True))
+    spelled = "|".join(sorted(SPELLED, key=len, reverse=True))
     spelled_out = rf"(?:(?:{spelled})[ -])?(?:{spelled})"
     decades_said = "|".join(w for w in _DECADES if w.endswith("y"))
-    number = rf"(?:\d{{1,3}}|(?:(?:{spelled})[ -])?(?:{spelled}))"
+    adult = rf"(?:1[6-9]|[2-9]\d|(?:{decades_said})(?:[ -](?:{'|'.join(_UNITS[:9])}))?)"
+    number = rf"(?:\d{{1,3}}(?: ?(?:-|to|or|and) ?\d{{1,3}})?|hundred|(?:(?:{spelled})[ -])?(?:{spelled}))"
+    follows = r"(?= ?[,.;)]|$| (?:in|on|at|with|and|by|who|from|\w+ing)\b)"
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
         rf"|(?<![\w-])(?:very |rather |quite )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
-        rf"|(?:, )?(?<!\w)(?P<years>{number})[ -](?:years?|yrs?|months?|weeks?|days?)[ -](?:olds?|of age)(?!\w)"
-        r"|(?<!\w)(?P<short>\d{1,3}) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
-        rf"|(?<!\w),? ?aged? (?:of )?(?P<aged>{number})(?: years?)?(?!\w)"
+        rf"|(?:, )?(?<!\w)(?:between )?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
+        r"[ -]?(?:old|of age)(?!\w)"
+        rf"|(?<!\w)(?P<olds>{number})[ -]years?[ -]olds(?!\w)"
+        r"|(?:, )?(?<!\w)(?P<short>\d{1,3}) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
+        rf"|(?<!\w),? ?(?:aged?|at (?:the )?age(?: of)?) (?:of |between )?(?P<aged>{number})"
+        r"(?: years?)?(?: old)?\+?(?!\w)"
         r"|(?<!\w),? ?in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
         rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s)(?!\w)"
         rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s)(?!\w)"
         r"|, (?P<tens3>[2-9]0)'?s(?=,|$)"
-        rf"|(?<!\w)(?P<something>{'|'.join(_SPELLED)}|\d0)[ -]?(?:somethings?|ish)(?!\w)|(?<!\w)(?P<plus>\d\d)\+(?!\w)"
-        rf"|(?<!\w),? ?(?:over|above|past) (?P<past>{number})(?= ?[,.;]|$)"
-        rf"|, (?P<bare>\d\d|{spelled_out})(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
+        rf"|(?<!\w)(?P<something>{'|'.join(SPELLED)}|\d0)[ -]?(?:somethings?|ish)(?!\w)"
+        r"|(?<!\w)(?P<plus>\d\d)(?:\+|[ -]plus)(?!\w)"
+        rf"|(?<!\w)(?P<plusword>{decades_said})[ -]plus(?!\w)"
+        rf"|(?<!\w),? ?(?:of|over|above|past|pushing|nearing|approaching) (?P<said>{adult}){follows}"
+        rf"|(?<!\w),? ?(?:under|below) (?P<below>{adult}){follows}"
+        rf"|\((?P<paren>{adult})\)"
+        rf"|, (?P<bare>\d\d|{spelled_out})(?: (?:years?|yrs?))?(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
         rf"|(?<!\w),? ?(?:about|around|nearly|almost) (?P<about>\d\d|{spelled_out})(?= ?[,.;]|$)"
         rf"|(?<=is )(?P<isaged>\d\d?|{spelled_out})(?= (?:and|but)\b|[,.;]|$)"
         rf"|(?<!\w)(?:over|past) (?P<older>{decades_said})(?= (?:on|in|at|with|and|by)\b|[,.;]|$)"
@@ -135,6 +148,8 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
     if m["tone"]:
         kind = "adjective" if m["frame"].endswith("ed") else "tone"
         return Token(kind, text, attribute="skin", value=policy.tones[m["tone"]], frame=m["frame"])
+    if m["olds"]:
+        return Token("noun", text, noun=Noun(None, policy.stage_of_years(_number(m["olds"])), True))
     if m["years"]:
         years = _number(m["years"]) if re.search(r"ye?a?rs?", text) else 0
         return Token("years", text, value=policy.stage_of_years(years))
@@ -146,7 +161,10 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
         "tens3",
         "something",
         "plus",
-        "past",
+        "plusword",
+        "said",
+        "below",
+        "paren",
         "bare",
         "under",
         "about",
@@ -154,7 +172,9 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
         "older",
     ):
         if m[group]:
-            stage = "child" if group == "under" else policy.stage_of_years(_number(m[group]))
+            stage = "child" if group == "under" else policy.stage_of_years(_number(m[group]) - (group == "below"))
+            if group in ("said", "below", "paren"):
+                return Token("years", text, value=stage, frame=OF_SOMEONE)
             if text.endswith("somethings"):
                 return Token("noun", text, noun=Noun(None, stage, True))
             return Token("years", text, value=stage, frame=m["whose"] or "")
@@ -185,7 +205,10 @@ def _written(text: str, by: _Hashable) -> Token:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdigit() else sum(_SPELLED[w] for w in re.split("[ -]", text))
+    """Of a range the lower end."""
+    if (digits := re.match(r"\d+", text)) is not None:
+        return int(digits[0])
+    return sum(SPELLED[w] for w in re.split("[ -]", text))
 
 
 def _word(word: str, text: str, possessive: bool, policy: Policy) -> Token:
@@ -290,12 +313,32 @@ def _misspelt(word: str, text: str, possessive: bool, policy: Policy) -> Token:
                 token = _protected(near, text, possessive, policy)
                 assert token is not None
                 return token
-        for i in range(1, len(word)):
-            if word[:i] in STOP and _protected(word[i:], word[i:], False, policy) is not None:
-                return Token("refused", text, value="runs a protected word into another; put the space back")
+        if _runs_together(word, policy):
+            return Token("refused", text, value="runs a protected word into another; put the space back")
         if policy.lexicon.looks_misspelt(word):
             return Token("word", text)
     return Token("name", text, possessive=possessive, value="unknown")
+
+
+def _runs_together(word: str, policy: Policy) -> bool:
+    """anolder, blackgirl, youngman: two words in one, one known, the other about a person."""
+
+    def says(part: str) -> bool:
+        noun = policy.nouns.get(part)
+        if noun is None or not (noun.gender or noun.stage):
+            return part in policy.adjectives and part not in policy.public_adjectives
+        return True
+
+    for i in range(1, len(word)):
+        first, second = word[:i], word[i:]
+        if first in STOP and _protected(second, second, False, policy) is not None:
+            return True
+        known = min(i, len(word) - i) > 2 and (policy.lexicon.knows(first) or first in policy.adjectives)
+        if known and (len(second) >= MIN_TYPO or first in policy.adjectives) and says(second):
+            return True
+        if i >= MIN_TYPO and len(word) - i > 2 and says(first) and policy.lexicon.knows(second):
+            return True
+    return False
 
 
 def nation_noun(word: str, policy: Policy) -> Noun | None:
@@ -315,7 +358,7 @@ def nation_noun(word: str, policy: Policy) -> Noun | None:
 def compound_noun(word: str, policy: Policy) -> Noun | None:
     """fireman, policewomen, craftsman: the last part says the gender, the first one the role."""
     m = re.fullmatch(r"([a-z]{3,}?)-?(man|men|woman|women)", word)
-    if m is None or word in policy.english["roles"]["not_roles"]:
+    if m is None or word in policy.english["roles"]["not_roles"] or m[1] in policy.adjectives:
         return None
     if not policy.lexicon.knows(m[1] + "man") and (len(m[1]) < MIN_TYPO or not policy.lexicon.knows(m[1])):
         return None

@@ -1,0 +1,177 @@
+"""Prompts as people type them, in which something of a person once went out in the clear or came out garbled.
+
+The first test needs no knowledge of the parser: people who differ in one value alone, and write their prompts by hand,
+must send the same set.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from obclip.core.errors import PrivacyError
+from obclip.edge.oblivious import candidate_set, check_negative
+from obclip.edge.oblivious.policy import load_policy
+
+DEFAULT, WORLD = load_policy("default"), load_policy("world")
+
+
+def prompts(text: str) -> tuple[str, ...]:
+    return candidate_set(text, DEFAULT).prompts
+
+
+@pytest.mark.parametrize(
+    ("template", "values"),
+    [
+        ("a photo of {} man:1.3)", ["an (old", "a (young", "a (middle-aged"]),
+        ("{} woman:1.2), bokeh", ["an (asian", "a (black", "a (white", "an (indian", "a (european"]),
+        ('portrait of {} man" in a hat', ['an "old', 'a "young', 'a "middle-aged']),
+        ("portrait of {} woman))", ["an ((old", "a ((young"]),
+        ("{}, lonely man on a bench", ["an old", "a young", "a middle-aged"]),
+        ("a tall, {}, tired woman", ["old", "young", "middle-aged"]),
+        ("three {}, happy women", ["old", "young", "middle-aged"]),
+        ("a doctor, {} holding a clipboard", ["shes", "hes", "she's", "he's"]),
+        ("my {} at the beach", ["gf", "bf", "girlfriend", "boyfriend"]),
+        ("a {} in a castle", ["lord", "male noble", "female noble"]),
+        ("{} school girl in uniform", ["black", "white", "asian"]),
+        ("{} in uniform", ["black_girl", "white_boy", "asian_girl"]),
+        ("{} cat lady", ["an old", "a young", "a middle-aged"]),
+        ("{} horse rider", ["an old", "a young"]),
+        ("{} trucker at night", ["an old", "an elderly", "a young"]),
+        ("a woman {}, studio light", ["over 60", "aged 60+", "of eighty", "at the age of 70", "(65)", "under 30"]),
+        ("a {} man in a suit", ["25-30 year old", "hundred year old", "50years old", "middle age", "middel-aged"]),
+        ("a portrait of a {} woman", ["dark brown skinned", "pale white skinned", "bronzed skinned"]),
+        ("a portrait of a {} woman", ["darkskin", "lightskin"]),
+        ("{} village woman", ["an old", "a young", "a middle-aged"]),
+    ],
+)  # fmt: skip
+def test_people_who_differ_in_one_value_send_one_set(template: str, values: list[str]):
+    sets = {prompts(template.format(value)) for value in values}
+    assert len(sets) == 1
+    assert len(next(iter(sets))) > 1
+
+
+_VALUES = (
+    ["young", "old", "middle-aged"], ["asian", "indian", "european", "black", "white"], ["pale", "tanned", "brown"],
+)  # fmt: skip
+_PHRASES = (
+    "{x} {noun}", "{x}, {plain} {noun}", "{plain}, {x} {noun}", "{plain} {x} {noun}", "{x} village {noun}",
+    "{x} {plain} {noun}", "{x} and {plain} {noun}", "{x}, {plain}, elegant {noun}",
+    "{noun}, {x}, {plain}", "{noun}, {plain}, {x}", "{noun} who is {x}", "{noun} in red, {x} and {plain}",
+    "{x} school {noun}", "{noun} of {x} descent", "{noun} with {x} features", "{noun} with {x} hands",
+)  # fmt: skip
+_WRAPPED = ("{}", "({}:1.2)", "[{}]", '"{}"', "(({}))", "{} in a garden", "{}, bokeh", "{}. Soft light.")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(_VALUES).flatmap(lambda values: st.lists(st.sampled_from(values), min_size=2, max_size=2)),
+    st.sampled_from(_PHRASES), st.sampled_from(_WRAPPED), st.sampled_from(["", "a photo of ", "masterpiece, "]),
+    st.sampled_from(["tired", "unusual", "smiling", "beautiful", "tall", "rich", "muscular", "long-haired"]),
+    st.sampled_from(["woman", "man", "trucker", "doctor", "wizard", "ladies"]), st.sampled_from(["in", "out", "none"]),
+)  # fmt: skip
+def test_the_way_of_writing_does_not_tell_the_value(pair, phrase, wrapped, start, plain, noun, article):
+    def written(value: str) -> str:
+        text = phrase.format(x=value, plain=plain, noun=noun)
+        one = "" if article == "none" or noun == "ladies" else "an " if text[0] in "aeiou" else "a "
+        return start + (wrapped.format(one + text) if article == "in" else one + wrapped.format(text))
+
+    def sent(value: str) -> tuple[str, ...] | None:
+        try:
+            return prompts(written(value))
+        except PrivacyError:
+            return None
+
+    first, second = map(sent, pair)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a young, beautiful woman in a red dress", "a beautiful young woman in a red dress"),
+        ("an old, bearded fisherman", "a bearded old fisherman"),
+        ("a woman, 25yo", "a young woman"),
+        ("people aged 65+", "old people"),
+        ("woman, (25 years old:1.3)", "young woman"),
+        ("old folks playing cards", "old people playing cards"),
+        ("an old model", "an old model"),
+        ("old school teacher at the blackboard", "old school teacher at the blackboard"),
+        ("grampa in a rocking chair", "old man in a rocking chair"),
+        ("a woman with dark brown skin", "a woman with dark skin"),
+        ("an asain girl", "an asian girl"),
+        ("a cantonese woman", "an asian woman"),
+        ("an old village woman", "an old village woman"),
+        ("a crazy old cat lady", "a crazy old cat woman"),
+        ("black school girls in uniform", "african school girls in uniform"),
+        ("a group of 80 year olds", "a group of old people"),
+    ],
+)  # fmt: skip
+def test_canonical_words(text: str, expected: str):
+    found = candidate_set(text, DEFAULT)
+    assert found.prompts[found.index] == expected
+    assert len(found.prompts) > 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "woman, black, curly hair, red dress", "a girl, black, smiling", "(black:1.3), woman",
+        "a woman, black and beautiful", "a woman, Chinese, long black hair", "woman, elderly, long hair, smiling",
+        "woman, Japanese, wearing red", "portrait of a woman, she is black and beautiful", "a man, he's black",
+        "a woman, make her black", "a woman, her skin is dark and glowing", "a man whose skin is brown",
+        "skin tone: dark", "a man with skin like chocolate", "a woman of Japanese descent", "a man with asian features",
+        "woman, asian ethnicity", "of Korean heritage", "a close-up of an elderly face", "old wrinkled hands",
+        "an asian face, studio light", "black hands", "a young body", "an elderly character", "a woman in old age",
+        "an elderly dishwasher", "#blackwoman portrait", "a youngman in a suit", "elderly-man", "whiteman", "milady",
+        "a handmaiden pouring wine", "a tavern wench", "an old hombre", "waifu", "a macho biker", "20s woman, office",
+        "60s housewife", "a man who looks 50", "a woman of color", "people of colour marching",
+        "a woman \U0001f1ef\U0001f1f5 in a garden", "young wonder woman", "an old superman",
+        "President Trump in a suit", "young at heart old woman",
+        "Will Smith eating spaghetti", "Lady Gaga on stage", "a woman from Nigeria", "a girl from Japan",
+    ],
+)  # fmt: skip
+def test_what_was_sent_in_the_clear_is_refused(text: str):
+    with pytest.raises(PrivacyError):
+        candidate_set(text, DEFAULT)
+
+
+@pytest.mark.parametrize("text", ["elderly hands", "young face", "an asian face", "her skin is dark"])
+def test_negative_prompts_about_parts_of_people_are_refused(text: str):
+    with pytest.raises(PrivacyError):
+        check_negative(text, DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "an old, rusty car and a tree", "old, rusty car on a street", "folk music", "an old clock face", "black hair",
+        "brown eyes", "an old dishwasher in a kitchen", "the baltic sea", "an old school bus", "an old dog",
+        "a group of twenty", "1960s furniture", "a bridge over 50 meters of water", "lord of the rings",
+        "a heart \U0001f495 and \U0001f48e", "a postcard from Japan", "smooth skin of a peach", "asian temple, fog",
+        "a splash of color", "black widow spider", "japanese garden, old stones, moss",
+    ],
+)  # fmt: skip
+def test_what_is_about_nobody_still_passes(text: str):
+    assert len(prompts(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a white haired woman", "white haired"), ("brown eyed girl", "brown eyed"), ("white hair woman", "white hair"),
+        ("a black leather clad woman", "black leather"), ("black lipstick woman", "black lipstick"),
+        ("a woman in a black dress", "black dress"), ("a black dress girl", "black dress"),
+        ("a woman, her dress is black", "dress is black"), ("a woman with smooth skin and dark hair", "dark hair"),
+    ],
+)  # fmt: skip
+def test_colours_of_hair_and_clothes_stay(text: str, kept: str):
+    found = prompts(text)
+    assert len(found) == 2
+    assert all(kept in prompt for prompt in found)
+
+
+def test_ages_without_a_person_are_no_ages():
+    assert prompts("a mother of two in a park") == ("a father of two in a park", "a mother of two in a park")
+    assert len(prompts("a family of 20 in a park")) == 1
