@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obclip.core.errors import PrivacyError
-from obclip.edge.oblivious import candidate_set, check_negative
+from obclip.edge.oblivious import Options, candidate_set, check_negative
 from obclip.edge.oblivious.policy import load_policy
 
 DEFAULT, WORLD = load_policy("default"), load_policy("world")
@@ -175,3 +175,17 @@ def test_colours_of_hair_and_clothes_stay(text: str, kept: str):
 def test_ages_without_a_person_are_no_ages():
     assert prompts("a mother of two in a park") == ("a father of two in a park", "a mother of two in a park")
     assert len(prompts("a family of 20 in a park")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("a woman from Nigeria", "nigeria"), ("a man who looks 50", "50"), ("old hands", "old hands"),
+        ("a woman, her skin is dark", "dark"), ("an elderly dishwasher", "elderly"), ("a waifu and a man", "waifu"),
+    ],
+)  # fmt: skip
+def test_each_refusal_has_the_way_out_that_it_names(text: str, allowed: str):
+    with pytest.raises(PrivacyError, match="--allow"):
+        candidate_set(text, DEFAULT)
+    found = candidate_set(text, DEFAULT, Options(allow=(allowed,)))
+    assert all(allowed in prompt for prompt in found.prompts)

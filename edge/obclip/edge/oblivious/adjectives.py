@@ -168,7 +168,7 @@ class Adjectives(Loose):
         words = self.context["human_coloured" if near else "human"]
         after = self._next(j)
         last = after is None or self.tokens[after].kind not in ("thing", "noun", "people")
-        return base(self.tokens[j].text) in words and last
+        return self.tokens[j].kind != "phrase" and base(self.tokens[j].text) in words and last
 
     def _resolve_ages(self) -> None:
         for person, found in self.stages.items():

@@ -31,7 +31,7 @@ class Loose(Nouns):
                     f"{self._text(after)!r} says where someone is from; say it by an adjective right before the person "
                     "word, leave it out, or let it through with --allow"
                 )
-            if not token.text.isdigit() and token.text not in SPELLED:
+            if token.kind == "phrase" or not (token.text.isdigit() or token.text in SPELLED):
                 continue
             decade = token.text.isdigit() and len(token.text) == 2 and token.text.endswith("0")
             someone = self._next(after) if decade and after is not None and self._text(after) == "s" else None
@@ -47,8 +47,9 @@ class Loose(Nouns):
     def _is_country(self, j: int | None) -> bool:
         if self._text(j) == "the" and j is not None:
             j = self._next(j)
-        word = base(self._text(j))
-        lexicon = self.policy.lexicon
+        if j is None or self.tokens[j].kind == "phrase":
+            return False
+        word, lexicon = base(self.tokens[j].text), self.policy.lexicon
         return word in self.context["origins"] or (word in lexicon.places and not lexicon.is_plain_word(word))
 
     def _refuse_tone_after(self, i: int) -> None:
@@ -56,9 +57,8 @@ class Loose(Nouns):
         j = self._next(i)
         while j is not None:
             text, after = self.tokens[j].text, self._next(j)
-            if text in self.policy.tones and (
-                after is None or self.tokens[after].kind not in ("thing", "noun", "people")
-            ):
+            coloured = after is not None and self.tokens[after].kind in ("thing", "noun", "people")
+            if text in self.policy.tones and self.tokens[j].kind != "phrase" and not coloured:
                 raise PrivacyError(
                     f"{text!r} may be about somebody's skin and cannot be placed; put it right before 'skin' or "
                     "'skinned', leave it out, or let it through with --allow"
