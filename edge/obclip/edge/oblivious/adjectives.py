@@ -108,28 +108,28 @@ class Adjectives(Loose):
         PrivacyError for what describes a part of someone, or stands alone beside people.
         """
         mine = self.tokens[i]
-        begins = self._next(i, -1) is None and mine.text in _THINGS_TOO
-        alone = self._is_tag(i) and self._has_people() and not begins
-        j, words, things, last, animal = self._next(i), 0, 0, i, False
+        begins = self._next(i, -1) is None and mine.text in _THINGS_TOO  # "old, rusty car", but "old, long hair"
+        tag = self._is_tag(i) and self._has_people()
+        j, words, things, last, animal, of_somebody = self._next(i), 0, 0, i, False, False
         while j is not None and words <= _REACH:
             token, follower = self.tokens[j], self._next(j)
             if token.kind in ("noun", "people") and j not in self.public:
                 return j
-            if not things and self._is_somebodys(j, near):
+            if not things and self._is_somebodys(i, j, near):
                 raise PrivacyError(may_be_someone(mine.text))
             if token.kind == "phrase" or j in self.public:
                 if token.kind == "phrase" and not near and re.search(r"(?:wo)?m[ae]n$", token.text):
                     raise PrivacyError(f"{mine.text!r} beside {token.text!r} cannot be placed; {WAYS_OUT}")
                 things += 1
                 break
-            person_next = follower is not None and self.tokens[follower].kind in ("noun", "people")
-            part = _OF_ITS_PART.match(token.text) or token.text in self.context["coloured"]
-            if near and part and last == i:
+            worn = token.text in self.context["coloured"] and self._kind(follower) != "people"
+            if near and last == i and (_OF_ITS_PART.match(token.text) or worn):
                 self.public.add(i)
                 return None
             if token.text in _CROSSED:
                 k = self._next(j)
-                if k is not None and self.tokens[k].text in ("a", "an") and not things:
+                begun = self._text(self._next(i, -1)) in DETERMINERS
+                if k is not None and self.tokens[k].text in ("a", "an") and not things and begun:
                     last, j = k, self._next(k)
                     continue
                 if things or k is None or self.tokens[k].kind not in ("adjective", "word", "tone", "years"):
@@ -140,11 +140,12 @@ class Adjectives(Loose):
                 break
             elif token.kind == "thing":
                 things += 1
-                animal = self.policy.lexicon.is_animal(base(token.text))
-                ours = near and token.text in self.context["things"] and token.text not in self.context["where"]
-                if (animal and not person_next) or (
-                    (ours or (animal and near)) and (follower is None or self.tokens[follower].kind != "people")
-                ):
+                of_somebody = (
+                    of_somebody or token.text in self.context["coloured"] or token.text in self.context["human"]
+                )
+                doing = self.tokens[last].text.endswith("ing")  # "an elderly feeding pigeons"
+                animal = self.policy.lexicon.is_animal(base(token.text)) and not doing
+                if animal and not self._is_before_person(j):
                     break
             elif token.kind not in ("adjective", "years", "tone") and near and not things:
                 words += 1
@@ -155,7 +156,9 @@ class Adjectives(Loose):
             else:
                 words += token.kind == "word"
             last, j = j, self._next(j)
-        if alone or ((mine.text in _PEOPLES_ONLY or (mine.value == "middle-aged" and not near)) and not animal):
+        if (tag and (of_somebody or not begins)) or (
+            (mine.text in _PEOPLES_ONLY or (mine.value == "middle-aged" and not near)) and not animal
+        ):
             return None
         if things or (
             last != i and self.tokens[last].kind == "word" and self.policy.lexicon.is_noun(self.tokens[last].text)
@@ -163,11 +166,12 @@ class Adjectives(Loose):
             self.public.add(i)
         return None
 
-    def _is_somebodys(self, j: int, near: bool) -> bool:
+    def _is_somebodys(self, i: int, j: int, near: bool) -> bool:
         """ "Old hands", "asian features", "of african descent"; of colours "black hands", not "black hair"."""
-        words = self.context["human_coloured" if near else "human"]
-        after = self._next(j)
-        last = after is None or self.tokens[after].kind not in ("thing", "noun", "people")
+        words = set(self.context["human_coloured" if near and self.tokens[i].attribute != "age" else "human"])
+        if self.tokens[i].attribute == "skin":
+            words |= set(self.context["human_skinned"])
+        last = self._kind(self._next(j)) not in ("thing", "noun", "people")
         return self.tokens[j].kind != "phrase" and base(self.tokens[j].text) in words and last
 
     def _resolve_ages(self) -> None:

@@ -6,66 +6,143 @@ from dataclasses import replace
 
 from obclip.core.errors import PrivacyError
 from obclip.edge.oblivious.nouns import ACTS, DESCRIBING, Nouns
-from obclip.edge.oblivious.reading import GROUPS, base
+from obclip.edge.oblivious.reading import GROUPS, WAYS_OUT, base
 from obclip.edge.oblivious.tokens import OF_SOMEONE, SPELLED, STOP
 
 _IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
 # behind these a number may be an age, and before them nobody stands whose it would be
 _AGING = frozenset({"looks", "look", "looking", "turns", "turning", "turned", "pushing", "nearing", "approaching"})
-_LINKS = "is was are were looks look like as tone tones color colour : = of the a an very so"
+_LINKS = "is was are were looks look like as tone tones color colour : = the a an very so that which , warm rich deep"
 _LIKENS = frozenset(_LINKS.split())  # between "skin" and what it is like
+_SKIN = frozenset({"skin", "skins", "complexion", "complexions"})
+_SOME = frozenset({"one", "other", "others", "both", "all", "they", "each"})
+_BOTH_COLOURS = frozenset({"black and white", "white and black", "black-and-white"})
+_OF_A_PEOPLE = frozenset({"half", "non", "all", "american", "british", "passing", "mixed"})
+_ABOUT_PLACES = frozenset({"the", "south", "north", "east", "west", "southern", "northern", "rural", "central"})
+_THINGS = frozenset({"turkey", "china", "chile", "guinea", "jordan"})
 _JOINS = frozenset({"-", "/", "&"})
 
 
 class Loose(Nouns):
     def _refuse_loose(self) -> None:
-        """What says an age or a skin tone in a way that cannot be placed: "a man who looks 50", "20s woman", "her skin
-        is dark". Ages that are one only behind a person become words elsewhere."""
+        """What says something of a person in a way that cannot be placed: "a man who looks 50", "20s woman", "her skin
+        is dark", "a woman from Japan". Ages that are one only behind a person become words elsewhere."""
         for i, token in enumerate(self.tokens):
-            before, after = self._next(i, -1), self._next(i)
-            one = token.text.strip(" ,").startswith("of ")  # "a woman of forty", not "women of forty nations"
-            if token.frame == OF_SOMEONE and not self._is_person(before, plural=not one):
-                self.tokens[i] = replace(token, kind="word", frame="")
-            if token.text == "from" and self._is_person(before) and self._is_country(after):
+            if token.kind in ("space", "punct", "noun", "adjective", "people"):
+                continue
+            if token.kind == "years":
+                self._settle_years(i)
+            elif token.kind == "phrase":
+                if token.text in _BOTH_COLOURS and self._is_person(self._next(i)):
+                    raise PrivacyError(f"{token.text!r} is about people here; say it of each, before a word of its own")
+            elif self._is_country(i) and (self._names_people(i) or self._tells_origin(self._next(i, -1))):
                 raise PrivacyError(
-                    f"{self._text(after)!r} says where someone is from; say it by an adjective right before the person "
+                    f"{token.text!r} says where someone is from; say it by an adjective right before the person "
                     "word, leave it out, or let it through with --allow"
                 )
-            if token.kind == "phrase" or not (token.text.isdigit() or token.text in SPELLED):
-                continue
-            decade = token.text.isdigit() and len(token.text) == 2 and token.text.endswith("0")
-            someone = self._next(after) if decade and after is not None and self._text(after) == "s" else None
-            if self._is_person(someone) or (self._text(before) in _AGING and self._closes(i)):
+            elif token.kind == "word" and self._is_compound(token.text) and self._is_person(self._next(i)):
+                raise PrivacyError(f"{token.text!r} contains a protected word and cannot be placed; {WAYS_OUT}")
+            elif (token.text.isdigit() or token.text in SPELLED) and self._may_be_age(i):
                 raise PrivacyError(
                     f"{token.text!r} may be someone's age and cannot be placed; say 'a 50-year-old woman', leave it "
                     "out, or let it through with --allow"
                 )
-        for i, token in enumerate(self.tokens):
-            if token.kind in ("thing", "word") and base(token.text) in ("skin", "complexion", "complexions", "skins"):
-                self._refuse_tone_after(i)
+            elif token.kind in ("thing", "word") and base(token.text) in _SKIN:
+                self._refuse_tone_near(i)
 
-    def _is_country(self, j: int | None) -> bool:
-        if self._text(j) == "the" and j is not None:
-            j = self._next(j)
-        if j is None or self.tokens[j].kind == "phrase":
+    def _settle_years(self, i: int) -> None:
+        """An age that is one only behind a person, or said of a thing by a verb, becomes words; "who is 45 years old"
+        goes whole. PrivacyError for "she is 25"."""
+        token, before = self.tokens[i], self._next(i, -1)
+        one = token.text.strip(" ,").startswith("of ")  # "a woman of forty", not "women of forty nations"
+        words = token.frame == OF_SOMEONE and not self._is_person(before, plural=not one)
+        if self._text(before) in _IS and before is not None:
+            subject = self._next(before, -1)
+            if self._text(subject) == "who" and subject is not None:
+                self._drop(subject)
+                self._drop(before)
+                return
+            if self._is_person(subject) or self._kind(subject) == "pronoun":
+                raise PrivacyError(
+                    f"{token.text!r} is said of someone by a verb and cannot be placed; say 'a 25-year-old woman', "
+                    "leave it out, or let it through with --allow"
+                )
+            words = True
+        if words and before is None and self._closes(i) and self._has_people():
+            raise PrivacyError(
+                f"{token.text!r} may be someone's age and cannot be placed; say 'a 60-year-old woman', leave it "
+                "out, or let it through with --allow"
+            )
+        if words:
+            self.tokens[i] = replace(token, kind="word", frame="")
+
+    def _may_be_age(self, i: int) -> bool:
+        """ "20s woman", "looks 50", "who's 60", "born in 1950"."""
+        text, before, after = self.tokens[i].text, self._next(i, -1), self._next(i)
+        decade = text.isdigit() and len(text) == 2 and text.endswith("0")
+        if decade and after is not None and self._text(after) == "s" and self._is_person(self._next(after)):
+            return True
+        if len(text) == 4 and text.isdigit() and self._text(before) == "in" and before is not None:
+            return self._text(self._next(before, -1)) == "born"
+        said = self._text(before) in _AGING or (self._text(before).endswith("'s") and self._has_people())
+        return said and self._closes(i)
+
+    def _is_country(self, i: int) -> bool:
+        word, lexicon = base(self.tokens[i].text), self.policy.lexicon
+        if word in self.context["origins"]:
+            return True
+        return word in lexicon.places and not lexicon.is_plain_word(word)
+
+    def _names_people(self, i: int) -> bool:
+        """ "A nigeria woman", not "a turkey farmer" or "a texas ranger"."""
+        word = self.tokens[i].text
+        return word in self.context["origins"] and word not in _THINGS and self._is_person(self._next(i))
+
+    def _tells_origin(self, j: int | None) -> bool:
+        """Whether the words up to j lead from a person to a place: "a woman from", "originally from the", "born in"."""
+        while j is not None and self._text(j) in _ABOUT_PLACES:
+            j = self._next(j, -1)
+        link = self._text(j)
+        k = None if j is None else self._next(j, -1)
+        if link in ("in", "of"):
+            noun = None if k is None else self.tokens[k].noun  # "the queen of england" is no more than a queen
+            plain = link == "of" and noun is not None and noun.role is None and self._is_person(k)
+            return self._text(k) in ("born", "raised") or plain
+        if link != "from" or not self._has_people():
             return False
-        word, lexicon = base(self.tokens[j].text), self.policy.lexicon
-        return word in self.context["origins"] or (word in lexicon.places and not lexicon.is_plain_word(word))
+        someones = self._text(k) in {*self.context["coloured"], *self.context["human"], "originally", "who", *_IS}
+        return k is None or self._kind(k) in ("punct", "pronoun") or self._is_person(k) or someones
 
-    def _refuse_tone_after(self, i: int) -> None:
-        """ "Her skin is dark", "skin tone: dark", "skin like chocolate", not "smooth skin and dark hair"."""
+    def _is_compound(self, text: str) -> bool:
+        """ "Half-black", "non-white", "black-american", not "black-haired"."""
+        if "-" not in text:
+            return False
+        parts = set(text.split("-"))
+        coloured = any(self.policy.adjectives.get(p, ("", ""))[0] == "ethnicity" for p in parts)
+        return coloured and not parts.isdisjoint(_OF_A_PEOPLE)
+
+    def _refuse_tone_near(self, i: int) -> None:
+        """ "Her skin is dark", "skin tone: dark", "skin like chocolate", "pale freckled skin", not "smooth skin and
+        dark hair"."""
         j = self._next(i)
         while j is not None:
-            text, after = self.tokens[j].text, self._next(j)
-            coloured = after is not None and self.tokens[after].kind in ("thing", "noun", "people")
-            if text in self.policy.tones and self.tokens[j].kind != "phrase" and not coloured:
-                raise PrivacyError(
-                    f"{text!r} may be about somebody's skin and cannot be placed; put it right before 'skin' or "
-                    "'skinned', leave it out, or let it through with --allow"
-                )
-            if text not in _LIKENS:
+            coloured = self._kind(self._next(j)) in ("thing", "noun", "people")
+            if self._is_tone(j) and not coloured and (self._text(self._next(j, -1)) != "," or self._closes(j)):
+                raise PrivacyError(_loose_tone(self.tokens[j].text))
+            if self._text(j) not in _LIKENS:
+                break
+            j = self._next(j)
+        j = self._next(i, -1)
+        for kinds in (("word", "thing"), ("word",), ("word",), ("word",)):
+            if j is not None and self._is_tone(j):
+                raise PrivacyError(_loose_tone(self.tokens[j].text))
+            text = self._text(j)
+            if j is None or (text not in (",", "and") and (self.tokens[j].kind not in kinds or text in STOP)):
                 return
-            j = after
+            j = self._next(j, -1)
+
+    def _is_tone(self, j: int) -> bool:
+        return self.tokens[j].kind != "phrase" and self.tokens[j].text in self.policy.tones
 
     def _is_person(self, j: int | None, plural: bool = True) -> bool:
         if j is None or j in self.public or self.tokens[j].kind not in ("noun", "people"):
@@ -100,10 +177,22 @@ class Loose(Nouns):
             return True
         if not self._closes(i) or j is None:
             return False
-        k = self._next(j, -1) if self._text(j) in _IS else j
-        if k is None or (k == j and self.tokens[k].kind != "pronoun"):
-            return False
-        return self.tokens[k].kind == "pronoun" or self._text(k) == "who" or self._is_person(k)
+        if self._text(j) not in _IS:
+            k = self._next(j, -1)  # "a group of women, all black", not "dressed in all black"
+            every = self._text(j) == "all" and (self._text(k) == "," or self._is_person(k))
+            return self._kind(j) == "pronoun" or self._text(j) == "who's" or every
+        k = self._next(j, -1)
+        if self._text(k) == "that" and k is not None:
+            return self._is_person(self._next(k, -1))
+        someone = self._text(k) in _SOME and self._has_people()
+        return self._kind(k) == "pronoun" or self._text(k) == "who" or someone or self._is_person(k)
 
     def _has_people(self) -> bool:
-        return bool(self.owner) or any(t.kind == "people" for t in self.tokens)
+        return bool(self.owner) or any(t.kind in ("people", "pronoun") for t in self.tokens)
+
+
+def _loose_tone(tone: str) -> str:
+    return (
+        f"{tone!r} may be about somebody's skin and cannot be placed; put it right before 'skin' or 'skinned', leave "
+        "it out, or let it through with --allow"
+    )

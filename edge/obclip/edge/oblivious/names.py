@@ -31,7 +31,8 @@ def names_by_writing(prompt: str, policy: Policy) -> frozenset[str]:
             found.add(lower)
         if not word[0].isupper() or word.isupper() or lower in lexicon.places:
             continue
-        if title in context["titles"] and capitals < len(longer):
+        known = lower in context["people"] or lower in context["titles"]
+        if title in context["titles"] and capitals < len(longer) and not known:
             found.add(lower)
         if shouting:
             continue

@@ -58,16 +58,22 @@ class Nouns(Naming):
             if token.kind not in ("noun", "adjective") or j is None:
                 continue
             for _ in range(2):
-                if self.tokens[j].kind in ("word", "adjective") and self.tokens[j].text not in STOP:
+                word = self.tokens[j].text
+                if self.tokens[j].kind in ("word", "adjective") and word not in STOP and not word.endswith("ing"):
                     j = self._next(j) or j
             thing = base(self.tokens[j].text)
             sexless = token.text in ("male", "female") and thing in self.context["not_sexed"]
             young = base(token.text) in self.context["animal_people"]
-            k = self._next(j)
-            keeper = k is not None and self.tokens[k].kind in ("noun", "people")  # "an old cat lady"
-            animal = young and self.tokens[j].kind == "thing" and self.policy.lexicon.is_animal(thing) and not keeper
-            if sexless or animal:
+            animal = young and self.tokens[j].kind == "thing" and self.policy.lexicon.is_animal(thing)
+            if (sexless or animal) and not self._is_before_person(j):
                 self.public.add(i)
+
+    def _is_before_person(self, j: int) -> bool:
+        """Whether the thing at j is what a person is of: "cat lady", "fish market vendor"."""
+        k = self._next(j)
+        while k is not None and self.tokens[k].kind == "thing":
+            k = self._next(k)
+        return k is not None and self.tokens[k].kind in ("noun", "people")
 
     def _merge_nouns(self) -> None:
         """'female teenager', 'child actress', 'boy king': one person, described by the last noun."""

@@ -139,7 +139,10 @@ class Policy:
 
     @cached_property
     def tones(self) -> dict[str, str]:
-        return {w: tone for tone, words in self._words("skin") for w in words}
+        """Each also with a hyphen, and as "honey-colored"."""
+        table = {w: tone for tone, words in self._words("skin") for w in words}
+        table |= {w.replace(" ", "-"): tone for w, tone in table.items()}
+        return table | {f"{w}-{colour}": tone for w, tone in table.items() for colour in ("colored", "coloured")}
 
     def _words(self, section: str) -> list[tuple[str, list[str]]]:
         return [(k, v) for k, v in self.english[section].items() if k != "public"]

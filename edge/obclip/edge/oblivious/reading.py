@@ -35,6 +35,9 @@ class Reading:
     def _text(self, i: int | None) -> str:
         return "" if i is None else self.tokens[i].text
 
+    def _kind(self, i: int | None) -> str:
+        return "" if i is None else self.tokens[i].kind
+
     def _next(self, i: int, step: int = 1) -> int | None:
         """Index of the nearest token that is not a space or dropped, or None."""
         j = i + step

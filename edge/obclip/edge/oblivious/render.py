@@ -35,7 +35,8 @@ def render(template: Template, people: Sequence[Person], policy: Policy, marked:
         else:
             pieces.append(_noun_phrase(piece, people[piece.person], policy))
     text = re.sub(r" ?,? ?\(\s*(?::[\d.]+)?\s*\)", "", "".join(pieces))  # brackets whose words went elsewhere
-    return fix_articles(re.sub(" {2,}", " ", text).strip())
+    text = re.sub(r" *,(?: *,)+", ",", re.sub(" {2,}", " ", text).strip())
+    return fix_articles(re.sub(r"^, *", "", text))
 
 
 def skeleton(template: Template) -> tuple[object, ...]:

@@ -13,12 +13,18 @@ _PERSON_SYMBOLS = re.compile(
     "[\u2640\u2642\u26a7\U0001f1e6-\U0001f1ff\U0001f385\U0001f3c2-\U0001f3cc\U0001f3fb-\U0001f3ff\U0001f442-\U0001f450\U0001f464-\U0001f478\U0001f47c\U0001f481-\U0001f487\U0001f48f\U0001f491\U0001f4aa\U0001f574-\U0001f57a\U0001f645-\U0001f64f\U0001f6a3\U0001f6b4-\U0001f6b6\U0001f6b9-\U0001f6bc\U0001f6c0\U0001f6cc\U0001f90c-\U0001f93e\U0001f977\U0001f9b0-\U0001f9bb\U0001f9cd-\U0001f9e0\U0001fac3-\U0001fac5\U0001faf0-\U0001faf8]"
 )
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "–": "-", "—": "-"})
-_AN_EXCEPTIONS = re.compile(r"(?:hour|honest|honou?r|heir)")
-_A_EXCEPTIONS = re.compile(r"(?:uni(?!n)|ugan|ukr|uru|eu|one\b|once|use|usu|ute|ubi|u-)")
+# and letters read one by one: "an fbi agent", "a ufo"
+_AN_EXCEPTIONS = re.compile(
+    r"(?:hour|honest|honou?r|heir|(?:fbi|fps|hdr|html|lcd|led|mp3|mri|nba|nfl|ngo|nhl|rpg|suv)s?\b)"
+)
+_A_EXCEPTIONS = re.compile(
+    r"(?:uni(?!n|d|mp|ma|mo)|ugan|ukr|uru|eu|one\b|once|use|usu|ute|ubi|u-|ufo|(?:uk|us|usa|usb)\b|uti|utop)"
+)
 
 
 def normalise(prompt: str) -> str:
-    """Lower case, composed Unicode, single spaces (for underscores between words too), plain quotes and hyphens.
+    """Lower case, composed Unicode, single spaces (for underscores between words too), plain quotes and hyphens;
+    "blond" in either spelling, for one is a woman's.
 
     Text encoders of the supported families read lower case themselves. InputError for empty or over-long text and for
     invisible characters; PrivacyError for a tag such as <lora:name:1>, a symbol of a person, and a word of mixed
@@ -40,7 +46,8 @@ def normalise(prompt: str) -> str:
     for word in () if text.isascii() else re.findall(r"[^\W\d_]+", text):
         if re.search(r"[a-z]", word) and any(ord(c) > 0x24F for c in word):
             raise PrivacyError("the prompt has a word that mixes alphabets; write it in one, so that it can be checked")
-    return re.sub(r"\s+", " ", re.sub(r"(?<=\w)_+(?=\w)", " ", text)).strip()
+    text = re.sub(r"\bblonde(?=s?\b)", "blond", re.sub(r"(?<=\w)_+(?=\w)", " ", text))
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def without_accents(word: str) -> str:
@@ -59,4 +66,7 @@ def _takes_an(word: str) -> bool:
         return True
     if _A_EXCEPTIONS.match(word):
         return False
-    return word[0] in "aeiou" or word in ("8", "11", "18") or word.startswith(("8-", "80", "11-", "18-"))
+    if (digits := re.match(r"\d+", word)) is not None:  # eight..., eleven, eighteen, eleven and eighteen hundred
+        said = digits[0]
+        return said[0] == "8" or said in ("11", "18") or (len(said) == 4 and said[:2] in ("11", "18"))
+    return word[0] in "aeiou"

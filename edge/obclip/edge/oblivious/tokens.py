@@ -43,7 +43,7 @@ _TINY_SLIPS = frozenset(["mn", "mna", "amn", "mne", "hs", "hsi", "hr", "hre", "e
 _SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
 
-_FRAMES = "[ -]?skinned|-toned|[ -]complexioned|[ -]complected|[ -]?skin(?:[ -]tones?)?|[ -]complexion"
+_FRAMES = "[ -]?skinned|-toned|[ -]complexioned|[ -]complected|[ -]?skin(?:[ -]?tones?)?|[ -]complexion"
 _LEET = (str.maketrans("013457", "oieast"), str.maketrans("013457", "oleast"))
 
 
@@ -76,29 +76,36 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
     spelled_out = rf"(?:(?:{spelled})[ -])?(?:{spelled})"
     decades_said = "|".join(w for w in _DECADES if w.endswith("y"))
     adult = rf"(?:1[6-9]|[2-9]\d|(?:{decades_said})(?:[ -](?:{'|'.join(_UNITS[:9])}))?)"
-    number = rf"(?:\d{{1,3}}(?: ?(?:-|to|or|and) ?\d{{1,3}})?|hundred|(?:(?:{spelled})[ -])?(?:{spelled}))"
+    number = rf"(?:\d{{1,3}}(?: ?(?:-|to|or|and) ?\d{{1,3}}|-odd)?|hundred|(?:(?:{spelled})[ -])?(?:{spelled}))"
+    about = "between|around|about|roughly|approximately|nearly|almost"
+    how = "very|rather|quite|deathly|deeply|extremely|slightly|naturally|lightly"
+    lead = r"(?:, ?|(?<!\w))"
+    more = r"(?:(?:-| - | or | to )(?:early |mid |late )?\d0'?s)?"
     follows = r"(?= ?[,.;)]|$| (?:in|on|at|with|and|by|who|from|\w+ing)\b)"
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
-        rf"|(?<![\w-])(?:very |rather |quite )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
-        rf"|(?:, )?(?<!\w)(?:between )?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
+        rf"|(?<![\w-])(?:(?:{how}) )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
+        rf"|{lead}(?:(?:{about}|over|under) )?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
         r"[ -]?(?:old|of age)(?!\w)"
         rf"|(?<!\w)(?P<olds>{number})[ -]years?[ -]olds(?!\w)"
-        r"|(?:, )?(?<!\w)(?P<short>\d{1,3}) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
-        rf"|(?<!\w),? ?(?:aged?|at (?:the )?age(?: of)?) (?:of |between )?(?P<aged>{number})"
+        rf"|{lead}(?P<short>\d{{1,3}}(?:-\d{{1,3}})?) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
+        rf"|{lead}(?:aged? ?:?|at (?:the )?age(?: of)?) (?:of |over |under |(?:{about}) )?(?P<aged>{number})"
         r"(?: years?)?(?: old)?\+?(?!\w)"
-        r"|(?<!\w),? ?in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
-        rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s)(?!\w)"
-        rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s)(?!\w)"
-        r"|, (?P<tens3>[2-9]0)'?s(?=,|$)"
-        rf"|(?<!\w)(?P<something>{'|'.join(SPELLED)}|\d0)[ -]?(?:somethings?|ish)(?!\w)"
+        rf"|{lead}in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
+        rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s{more})(?!\w)"
+        rf"|{lead}in (?:early |mid |late )?(?:(?P<decade4>{decades})|(?P<tens4>[2-9]0)'?s){follows}"
+        rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s{more})(?!\w)"
+        rf"|, (?:(?P<tens3>[2-9]0)'?s|(?P<decade3>{decades}))(?=,|$)"
+        rf"|{lead}(?P<something>{'|'.join(SPELLED)}|\d\d)[ -]?(?:somethings?|ish)(?!\w)"
         r"|(?<!\w)(?P<plus>\d\d)(?:\+|[ -]plus)(?!\w)"
         rf"|(?<!\w)(?P<plusword>{decades_said})[ -]plus(?!\w)"
-        rf"|(?<!\w),? ?(?:of|over|above|past|pushing|nearing|approaching) (?P<said>{adult}){follows}"
-        rf"|(?<!\w),? ?(?:under|below) (?P<below>{adult}){follows}"
-        rf"|\((?P<paren>{adult})\)"
-        rf"|, (?P<bare>\d\d|{spelled_out})(?: (?:years?|yrs?))?(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
-        rf"|(?<!\w),? ?(?:about|around|nearly|almost) (?P<about>\d\d|{spelled_out})(?= ?[,.;]|$)"
+        rf"|{lead}(?:of|at|over|above|past|pushing|nearing|approaching) (?P<said>{adult})(?: years)?{follows}"
+        rf"|{lead}(?:under|below) (?P<below>{adult}){follows}|(?<!\w)(?P<during>{adult}) years?{follows}"
+        rf"|[(\[](?P<paren>{adult})[)\]]"
+        r"|(?:(?<=^)|(?<=, )|(?<=\ba ))(?P<letter>[1-9]\d ?[fm])(?= ?,|$| (?:in|on|with|at)\b)"
+        r"|(?<!\w)(?P<sex>(?:sex|gender) ?[:=] ?[fm])(?!\w)"
+        rf"|, (?P<bare>\d\d(?:-\d\d)?|{spelled_out})(?: (?:years?|yrs?))?(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
+        rf"|{lead}(?:{about}) (?P<about>\d\d|{spelled_out})(?= ?[,.;]|$)"
         rf"|(?<=is )(?P<isaged>\d\d?|{spelled_out})(?= (?:and|but)\b|[,.;]|$)"
         rf"|(?<!\w)(?:over|past) (?P<older>{decades_said})(?= (?:on|in|at|with|and|by)\b|[,.;]|$)"
         rf"|(?<![\w-])(?P<several>{several})(?P<owner>'s?)?(?![\w-])"
@@ -165,6 +172,8 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
         "said",
         "below",
         "paren",
+        "during",
+        "tens4",
         "bare",
         "under",
         "about",
@@ -173,14 +182,18 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
     ):
         if m[group]:
             stage = "child" if group == "under" else policy.stage_of_years(_number(m[group]) - (group == "below"))
-            if group in ("said", "below", "paren"):
+            if group in ("said", "below", "paren", "during", "tens4"):
                 return Token("years", text, value=stage, frame=OF_SOMEONE)
             if text.endswith("somethings"):
                 return Token("noun", text, noun=Noun(None, stage, True))
             return Token("years", text, value=stage, frame=m["whose"] or "")
-    for group in ("decade", "decade2"):
+    if m["decade4"]:
+        return Token("years", text, value=policy.stage_of_years(_DECADES[m["decade4"]]), frame=OF_SOMEONE)
+    for group in ("decade", "decade2", "decade3"):
         if m[group]:
             return Token("years", text, value=policy.stage_of_years(_DECADES[m[group]]), frame=m["whose"] or "")
+    if m["letter"] or m["sex"]:
+        return Token("refused", text, value="says an age or a gender by letters; say it in words")
     if m["spelt"]:
         return Token("refused", text, value="is spelt out letter by letter; write the word")
     if m["leet"]:
@@ -221,7 +234,7 @@ def _look_up(word: str, text: str, possessive: bool, by: _Hashable) -> Token:
     context, lexicon = policy.english["context"], policy.lexicon
     if (token := _protected(word, text, possessive, policy)) is not None:
         return token
-    if word in STOP:
+    if word in STOP or word in context["no_people"]:
         return Token("word", text)
     if word in _TINY_SLIPS:
         return Token("refused", text, value="looks like a slip of a word for a person; write it out")
