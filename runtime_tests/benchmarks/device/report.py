@@ -154,8 +154,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
     for i, row in enumerate(rows):
         axes.text(row["seconds"], i, f" {row['seconds']:.1f} s", va="center", fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(f"seconds from latents at step {k} of 25 to the PNG: steps dark, decoding light")
-    axes.set_title("Finishing a 512 px picture on two CPU cores; blue is this project", fontsize=10)
+    axes.set_xlabel("seconds to the PNG: steps dark, decoding light")
+    axes.set_title(f"A 512 px picture from step {k} of 25 on, two CPU cores; blue: this project", fontsize=10)
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(x=0.12)
     figure.savefig(path)
