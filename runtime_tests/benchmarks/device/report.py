@@ -155,7 +155,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.text(row["seconds"], i, f" {row['seconds']:.1f} s", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("seconds to the PNG: steps dark, decoding light")
-    axes.set_title(f"A 512 px picture from step {k} of 25 on, two CPU cores; blue: this project", fontsize=10)
+    axes.set_title(f"512 px, from step {k} of 25 on, two CPU cores; blue: this project", fontsize=10)
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(x=0.12)
     figure.savefig(path)
