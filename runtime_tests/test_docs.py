@@ -180,6 +180,22 @@ def test_families():
     assert wrong == []
 
 
+def test_merged_tokens():
+    found = results("merge_tokens")
+    for merge, *cells in tables(DOCS / "device.md", "| tokens merged by")[0]:
+        rows = [of(found["pictures"]["rows"], n=n, merge=int(merge)) for n in (2, 6)]
+        told = zip(cells, ("attributes", "worst", "psnr_db"), strict=True)
+        assert (
+            off((text, row[key]) for cell, key in told for text, row in zip(cell.split(", "), rows, strict=False)) == []
+        )
+    seconds = [
+        f"{of(found['time']['rows'], provider=p, merge=m)['median_s']:.2f}" for p in ("openvino", "cpu") for m in (2, 1)
+    ]
+    shown = " ".join((DOCS / "device.md").read_text("utf8").split())
+    assert f"takes {seconds[0]} s instead of {seconds[1]} on OpenVINO" in shown
+    assert f"and {seconds[2]} instead of {seconds[3]} on ONNX Runtime" in shown
+
+
 def test_device_faults():
     rows = results("device_faults")["rows"]
     shown = tables(DOCS / "device.md", "| fault | exit code")[0]
