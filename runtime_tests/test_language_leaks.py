@@ -72,11 +72,13 @@ def test_people_who_differ_in_one_value_send_one_set(template: str, values: list
 _VALUES = (
     ["young", "old", "middle-aged"], ["asian", "indian", "european", "black", "white"], ["pale", "tanned", "brown"],
 )  # fmt: skip
-_PHRASES = (
+_PLACED = (
     "{x} {noun}", "{x}, {plain} {noun}", "{plain}, {x} {noun}", "{plain} {x} {noun}", "{x} village {noun}",
-    "{x} {plain} {noun}", "{x} and {plain} {noun}", "{x}, {plain}, elegant {noun}",
+    "{x} {plain} {noun}", "{x} and {plain} {noun}", "{x}, {plain}, elegant {noun}", "{x} school {noun}",
+)  # fmt: skip
+_LOOSE = (
     "{noun}, {x}, {plain}", "{noun}, {plain}, {x}", "{noun} who is {x}", "{noun} in red, {x} and {plain}",
-    "{x} school {noun}", "{noun} of {x} descent", "{noun} with {x} features", "{noun} with {x} hands",
+    "{noun} of {x} descent", "{noun} with {x} features", "{noun} with {x} hands",
 )  # fmt: skip
 _WRAPPED = ("{}", "({}:1.2)", "[{}]", '"{}"', "(({}))", "{} in a garden", "{}, bokeh", "{}. Soft light.")
 
@@ -84,7 +86,7 @@ _WRAPPED = ("{}", "({}:1.2)", "[{}]", '"{}"', "(({}))", "{} in a garden", "{}, b
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(_VALUES).flatmap(lambda values: st.lists(st.sampled_from(values), min_size=2, max_size=2)),
-    st.sampled_from(_PHRASES), st.sampled_from(_WRAPPED), st.sampled_from(["", "a photo of ", "masterpiece, "]),
+    st.sampled_from(_PLACED + _LOOSE), st.sampled_from(_WRAPPED), st.sampled_from(["", "a photo of ", "masterpiece, "]),
     st.sampled_from(["tired", "unusual", "smiling", "beautiful", "tall", "rich", "muscular", "long-haired"]),
     st.sampled_from(["woman", "man", "trucker", "doctor", "wizard", "ladies"]), st.sampled_from(["in", "out", "none"]),
 )  # fmt: skip
@@ -102,6 +104,9 @@ def test_the_way_of_writing_does_not_tell_the_value(pair, phrase, wrapped, start
 
     first, second = map(sent, pair)
     assert first == second
+    if phrase in _PLACED and article != "none":  # refusing everything would hide everything
+        assert first is not None
+        assert len(first) > 2 - (noun in ("trucker", "doctor"))
 
 
 @pytest.mark.parametrize(

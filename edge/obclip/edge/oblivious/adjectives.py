@@ -94,7 +94,8 @@ class Adjectives(Loose):
         j = self._next(i)
         if j is not None and self.tokens[j].text in _CROSSED and self.tokens[i].kind == "adjective":
             before = self._next(i, -1)
-            if before is None or self.tokens[before].text in DETERMINERS or self.tokens[before].kind == "punct":
+            starts = self._text(before) in DETERMINERS or self._text(before) in STOP
+            if before is None or starts or self.tokens[before].kind == "punct":
                 self._drop(j)
                 self.dropped.discard(i - 1)  # with no space behind the adjective the one before it went
 

@@ -10,6 +10,7 @@ from obclip.edge.oblivious.tokens import STOP
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|[.!?:;,\"]")
 _SURE_TITLES = frozenset({"mr", "mrs", "ms", "mister"})  # whatever follows these is a name
+_SHORTENED = frozenset({"mr", "mrs", "ms", "dr"})
 _ENDS = frozenset('.!?:;"')  # behind these a capital says nothing
 _MAX_CAPITALS = 0.6  # share of longer words: above it, capitals are a way of writing titles and say nothing
 
@@ -32,7 +33,8 @@ def names_by_writing(prompt: str, policy: Policy) -> frozenset[str]:
         if not word[0].isupper() or word.isupper() or lower in lexicon.places:
             continue
         known = lower in context["people"] or lower in context["titles"]
-        if title in context["titles"] and capitals < len(longer) and not known:
+        begins = before == "." and title not in _SHORTENED  # "a doctor. Soft light"
+        if title in context["titles"] and capitals < len(longer) and not known and not begins:
             found.add(lower)
         if shouting:
             continue

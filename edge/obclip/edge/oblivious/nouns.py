@@ -124,6 +124,8 @@ class Nouns(Naming):
         token, before, after = self.tokens[i], self._text(self._next(i, -1)), self._next(i)
         if token.frame == "plural":
             return True
+        if self._leads_to_person(i):  # "an asian, tired, elegant trucker"
+            return False
         if before not in DETERMINERS and not before.isdigit():
             return self._is_colour_of_someone(i, self._determiner(i), after)
         if self._text(after) in ACTS and token.value != "adult":
