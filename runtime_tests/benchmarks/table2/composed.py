@@ -15,7 +15,7 @@ from obclip.edge import Bundle
 from obclip.edge.steps import passes, plan_steps
 from obclip.edge.timing import time_pass
 
-from ..server_time import Made, compose
+from ..server_time import Aliased, Made, compose
 from .costs import cloud_plan, saving_of, steps_of
 from .draw import Setup
 from .methods import Method, start_of
@@ -31,7 +31,7 @@ def composed_cloud_seconds(setup: Setup, method: Method, prompts: Sequence[str],
     if plan is None or (method.plan == "cache + reuse" and len(prompts) > setup.rows):
         return None
     count = len({member for step in plan.steps for row in step.rows for member in row.members})
-    found = compose(setup.model, setup.pair, prompts[:count], steps_of(method, setup.pair), plan, runs, made)
+    found = compose(setup.model, setup.pair, prompts[:count], steps_of(method, setup.pair), plan, runs, made, Aliased)
     return round(found.seconds, 3)
 
 
