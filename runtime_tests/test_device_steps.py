@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,16 +16,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from obclip.core.errors import BundleError, InputError
-from obclip.core.manifest import Manifest, list_files
+from obclip.core.manifest import Manifest, Variant, list_files
+from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
+from obclip.edge.cli.output import saving_asked
 from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.edge.generate import prepare
+from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, SERVER
 from obclip.edge.steps import PLAIN, Saving, default_saving, passes, plan_steps
 from obclip.export.graphs import export_device_graphs
 from runtime_tests.benchmarks.device_steps import MIN_PSNR_DB, SAVINGS, SETS, WITHIN, choose
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "device_steps.json"
 PROMPT, SEED = "noto style emoji of a woman cook", 11
+
+
+def test_passes_are_left_out_only_where_that_was_measured():
+    emoji = load_pair("emoji")
+    assert default_saving(emoji).every > 1
+    assert default_saving(replace(emoji, policy="default")) == default_saving(emoji, HYBRID) == default_saving(emoji)
+    assert default_saving(emoji, DEVICE) == default_saving(emoji, SERVER) == PLAIN
+    assert default_saving(load_pair("realistic-vision")) == PLAIN
+    assert default_saving(replace(emoji, guidance=3.0)) == PLAIN  # somebody's own pair in a file of that name
+
+
+def test_what_is_not_asked_for_is_as_it_was_measured():
+    emoji = load_pair("emoji")
+    usual = default_saving(emoji)
+    assert saving_asked(emoji, OBLIVIOUS, None, None) is None
+    assert saving_asked(emoji, OBLIVIOUS, 3, None) == Saving(3, usual.guided_share)
+    assert saving_asked(emoji, OBLIVIOUS, None, 0.9) == Saving(usual.every, 0.9)
+    assert saving_asked(emoji, DEVICE, 1, None) == PLAIN
+
+
+def test_the_graph_in_the_precision_wanted_runs_even_without_device_graphs_of_it():
+    bundle = Bundle.open("emoji")
+    assert bundle.pass_role == "full"
+    whole = Variant("unet", "whole", "w8a16", "qnn", "unet/qnn_w8a16_whole.onnx", {}, {})
+    bundle.manifest = replace(bundle.manifest, variants=(*bundle.manifest.variants, whole))
+    bundle.options = replace(bundle.options, precision="w8a16")
+    bundle.provider = SimpleNamespace(target="qnn")  # type: ignore[assignment]
+    assert bundle.variant("unet", "whole") == whole
+    assert bundle.pass_role == "whole"
 
 
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 8), st.floats(0, 1))
@@ -48,7 +81,6 @@ def test_nothing_is_left_out_where_nothing_is_said():
     assert passes(plan_steps(10, 25, Saving(2))) == (16, 14)
     assert passes(plan_steps(10, 25, Saving(2), can_be_shallow=False)) == (30, 0)
     assert passes(plan_steps(10, 25, Saving(1, 0.6))) == (15 + 9, 0)
-    assert default_saving("realistic-vision") == PLAIN
     assert [str(s) for s in (PLAIN, Saving(3, 0.6))] == [
         "plain", "one step in 3 whole, guided for 60% of the steps"
     ]  # fmt: skip
@@ -107,9 +139,8 @@ def test_cached_steps_change_little_and_take_a_bundle_that_has_the_graphs(plain:
 def test_cached_steps_asked_for_without_their_graphs_are_refused(plain: Bundle, graphs: Bundle):
     with pytest.raises(InputError, match="no graphs for cached steps"):
         prepare(PROMPT, plain, saving=Saving(2))
-    assert prepare(PROMPT, plain).saving == replace(default_saving("emoji"), every=1)
-    assert prepare(PROMPT, graphs).saving == default_saving("emoji")
-    assert default_saving("emoji").every > 1
+    assert prepare(PROMPT, plain).saving == replace(default_saving(load_pair("emoji")), every=1)
+    assert prepare(PROMPT, graphs).saving == default_saving(load_pair("emoji"))
 
 
 def test_the_embedded_pairs_default_is_what_the_rule_takes_from_what_was_measured():
@@ -118,7 +149,7 @@ def test_the_embedded_pairs_default_is_what_the_rule_takes_from_what_was_measure
     for n, k in itertools.product(SETS, (5, 10)):
         assert {r["saving"] for r in found["rows"] if (r["n"], r["k"]) == (n, k)} == measured
     assert (found["within"], found["min_psnr_db"]) == (WITHIN, MIN_PSNR_DB)
-    assert str(default_saving("emoji")) == choose(found["rows"]) == found["default"]
+    assert str(default_saving(load_pair("emoji"))) == choose(found["rows"]) == found["default"]
 
 
 def test_a_graph_that_a_bundle_does_not_have(plain: Bundle):

@@ -47,6 +47,18 @@ def test_what_was_kept_gives_the_same_picture_again(bundle: Bundle, saved):
     assert "cloud" not in again.timings_s
 
 
+def test_what_the_cloud_drew_whole_is_finished_again_too(bundle: Bundle, cloud_url: str, tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    with Client(cloud_url) as client:
+        result = generate(
+            PROMPT, bundle=bundle, client=client, seed=3, steps=6, save_latents=path, mode="server"
+        )  # fmt: skip
+    again = resume(PROMPT, Received.load(path), bundle=bundle, mode="server")
+    np.testing.assert_array_equal(again.image, result.image)
+    with pytest.raises(InputError, match="differs"):
+        resume(PROMPT, Received.load(path), bundle=bundle, mode="hybrid", handoff=2)
+
+
 def test_no_unet_is_left_in_memory_when_a_large_bundle_decodes(
     bundle_folder: Path, saved, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import onnx
 import pytest
 from test_quantise import SIDE, numbers, small_model
 
+from obclip.core.errors import RunError
 from obclip.core.manifest import Component
+from obclip.export import partial as partial_module
 from obclip.export.graphs.shared_data import SharedData
 from obclip.export.partial import Partial, Record
 from obclip.export.quantise import quantise
@@ -70,3 +75,45 @@ def test_a_part_that_is_damaged_is_made_again(harm: str, tmp_path: Path):
         }[harm]  # fmt: skip
         path.write_bytes(value)
         assert partial.find("unet") is None
+
+
+def exported(partial: Partial) -> None:
+    (partial.begin("unet") / "model.onnx").write_bytes(b"a graph")
+    partial.finish("unet", Component("unet", "unet/model.onnx", "fp32", 20, {}, {}), ())
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def unwritable(*_: object) -> None:
+    try:
+        full_disk()
+    except OSError as error:
+        raise RunError("cannot write it") from error
+
+
+@pytest.mark.parametrize("failing", ["publish_folder", "atomic_write_bytes", "check_replaceable"])
+def test_what_is_done_outlives_a_last_step_that_fails(failing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A mount point in the bundle's place, a disk that fills with the record, something put there meanwhile."""
+    out = tmp_path / "out"
+    with pytest.raises((OSError, RunError)), Partial(out, "key") as partial:
+        exported(partial)
+        if failing == "check_replaceable":
+            out.mkdir()
+            (out / "mine").write_text("1")
+        else:
+            monkeypatch.setattr(partial_module, failing, full_disk if failing == "publish_folder" else unwritable)
+            if failing == "atomic_write_bytes":
+                partial.finish("vae", Component("vae", "vae/model.onnx", "fp32", 20, {}, {}), ())
+        partial.publish()
+    monkeypatch.undo()
+    if failing == "check_replaceable":
+        assert (out / "mine").read_text() == "1"
+        shutil.rmtree(out)
+    with Partial(out, "key") as partial:
+        assert partial.records() == ["unet"]
+        assert partial.find("unet") is not None
+        partial.publish()
+    assert contents(out) == {"unet/model.onnx": b"a graph"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,13 @@ import pytest
 from tiny import make_sd_folder
 
 from obclip.core.errors import BundleError, InputError, RunError
-from obclip.core.manifest import Component, FileEntry, Manifest, Variant
+from obclip.core.manifest import Manifest, Variant
 from obclip.edge import Bundle
 from obclip.edge import choice as choice_module
 from obclip.edge import graph_cache as cache_module
-from obclip.edge.choice import choose
 from obclip.edge.complete import first_latents
 from obclip.edge.providers import available_providers, find
 from obclip.edge.providers.base import Opening, Provider
-from obclip.edge.sessions import SessionOptions
 from obclip.export import Calibration, export_bundle
 from obclip.export.verify import psnr_db
 
@@ -206,57 +203,6 @@ def test_auto_really_measures(both: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     times = entry["pass_s"]
     assert times[f"{bundle.options.provider}/{bundle.options.precision}"] == min(times.values())
     assert all(0 < t < 5 for t in times.values())
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
-    """(provider, precision, lean) of every pass that would have been timed, each slower than the one before."""
-    asked: list[tuple[str, str, bool]] = []
-
-    def time_pass(path: Path, variant: Variant, provider: Provider, opening: Opening, runs: int) -> float:
-        asked.append((provider.name, variant.precision, opening.lean))
-        return float(len(asked))
-
-    monkeypatch.setattr(choice_module, "_MEASURED_FROM_BYTES", 0)
-    monkeypatch.setattr(choice_module, "time_pass", time_pass)
-    return asked
-
-
-def variants(**kept: int) -> Manifest:
-    """Of a bundle of 1 GB in float32: whole passes on the CPU, with the bytes that each precision adds."""
-    unet, decoder = (Component(name, f"{name}/model.onnx", "fp32", 17, {}, {}) for name in ("unet", "vae_decoder"))
-    passes = tuple(
-        Variant("unet", "full", p, "cpu", f"unet/{p}.onnx", {}, {}, {"added_bytes": size}) for p, size in kept.items()
-    )
-    file = FileEntry("unet/model.onnx", 1_000_000_000 + sum(kept.values()), "0" * 64)
-    parts = {"unet": unet, "vae_decoder": decoder}
-    return SimpleNamespace(  # type: ignore[return-value]
-        files=(file,), components=tuple(parts.values()), component=parts.get, variants=passes,
-        height=512, width=512, latent_downscale=8,
-    )  # fmt: skip
-
-
-def test_auto_opens_nothing_that_a_memory_limit_would_refuse(measured: list, tmp_path: Path):
-    manifest = variants(fp32=0, int8=250_000_000)
-    for limit_mb, lean in ((3000, (False, False)), (1500, (True, False))):
-        del measured[:]
-        options = SessionOptions(provider="auto", memory_limit=limit_mb * 10**6)
-        choose(tmp_path, manifest, options)
-        assert measured == [("cpu", "fp32", lean[0]), ("cpu", "int8", lean[1])]
-    choose(tmp_path, manifest, SessionOptions(provider="auto", memory_limit=3 * 10**9))
-    del measured[:]
-    assert choose(tmp_path, manifest, SessionOptions(provider="auto", memory_limit=10**6)).provider == "cpu"
-    assert measured == []
-
-
-def test_auto_chooses_anew_where_the_cpu_may_not_help(measured: list, tmp_path: Path):
-    for strict in (False, True, False, True):
-        choose(tmp_path, variants(fp32=0, int8=250_000_000), SessionOptions(provider="auto", strict=strict))
-    assert len(measured) == 4
-
-
-def test_auto_on_a_small_bundle_is_the_cpu(bundle_folder: Path):
-    assert Bundle.open(bundle_folder, provider="auto").options.provider == "cpu"
 
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])

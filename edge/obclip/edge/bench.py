@@ -20,6 +20,7 @@ from obclip.edge.generate import Job, Progress, prepare
 from obclip.edge.machine import machine, peak_memory_bytes
 from obclip.edge.modes import HYBRID
 from obclip.edge.sessions import scalar
+from obclip.edge.steps import Saving
 
 _RUNS, _FEWEST, _ROW_S = 20, 3, 60.0
 PARTS = ("text_encoder", "unet", "vae_decoder")
@@ -61,13 +62,15 @@ def run_bench(
     runs: int | None = None,
     warmup: int = 3,
     handoff: int | None = None,
+    saving: Saving | None = None,
     tell: Progress | None = None,
     **options: Any,
 ) -> Report:
     """Measure. Session creation (load) is timed apart from the first run, which may compile.
 
-    runs: None for 20 of each row, or as many as a minute holds, with 3 at least. tell(row, done, of) is called behind
-    each run. options: as `Bundle.open` takes them.
+    runs: None for 20 of each row, or as many as a minute holds, with 3 at least. saving: what the steps leave out, by
+    default what was measured on the pair. tell(row, done, of) is called behind each run. options: as `Bundle.open`
+    takes them.
     """
     if (runs is not None and runs < 1) or warmup < 0:
         raise InputError(f"runs is {runs} and warmup {warmup}; runs must be 1 or more, warmup 0 or more")
@@ -77,7 +80,8 @@ def run_bench(
             f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
             "name the bundle's pair with --pair"
         )
-    job = prepare(_PROMPT, bundle, pair=pair, handoff=handoff, seed=0, mode=HYBRID)  # of one prompt, not a policy's
+    # Of one prompt, whatever the policy
+    job = prepare(_PROMPT, bundle, pair=pair, handoff=handoff, seed=0, mode=HYBRID, saving=saving)
     load, first = {}, {}
     calls = _calls(bundle, pair.guidance)
     roles = _roles(bundle)
@@ -94,8 +98,8 @@ def run_bench(
         machine=machine(),
         settings={
             "provider": bundle.provider.full_name,
-            "precision": bundle.precision_of("unet", "full"),
-            "threads": bundle.options.threads or "the runtime's default",
+            "precision": bundle.precision_of("unet", bundle.pass_role),
+            "threads": bundle.threads or "the runtime's default",
             "runs": runs,
             "warmup": warmup,
             "pair": pair.name,
@@ -128,25 +132,23 @@ def _calls(bundle: Bundle, scale: float) -> dict[str, Callable[[], Any]]:
             text.append(told_scale(bundle, Guidance(read, read, scale)).text)
         return bundle.session("unet").run(sample=latents, timestep=scalar(500.0), **text[0])
 
-    full = bundle.variant("unet", "full")
+    full = bundle.variant("unet", "full") if bundle.pass_role == "full" else None
     shapes = {} if full is None else {name: [int(size) for size in shape] for name, shape in full.inputs.items()}
     passing = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    decoder = bundle.decoder_role
     return {
         "text_encoder": lambda: bundle.session("text_encoder").run(input_ids=ids),
         "unet": unet,
-        "vae_decoder": lambda: bundle.session("vae_decoder", decoder).run(latent_sample=latents),
+        "vae_decoder": lambda: bundle.decode(latents[0]),
     }
 
 
 def _roles(bundle: Bundle) -> dict[str, str]:
     """Of the graph that a job runs, for each part."""
-    full = bundle.variant("unet", "full") is not None
-    return {"text_encoder": "whole", "unet": "full" if full else "whole", "vae_decoder": bundle.decoder_role}
+    return {"text_encoder": "whole", "unet": bundle.pass_role, "vae_decoder": bundle.decoder_role}
 
 
 def _finish(bundle: Bundle, job: Job) -> None:
-    """What `generate` runs once latents are there, and the texts before them; sessions stay open."""
+    """What `generate` runs once latents are there, and the texts before them; sessions of passes stay open."""
     guide = Guidance(bundle.encode(job.prompt), bundle.encode(""), job.request.guidance)
     x = first_latents(job.device_schedule, 0, bundle.latent_shape)
     for _, latents, _ in denoise(bundle, job.device_schedule, guide, x, job.start, 0, saving=job.saving):
@@ -198,7 +200,7 @@ def plot(report: Report, path: Path) -> None:
     axes.barh(names, medians, xerr=[[0] * len(spread), spread])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel(f"ms, median and p90 of {report.settings['runs']} runs; {report.machine['cpu']}", fontsize=8)
+    axes.set_xlabel(f"ms, median and p90; {report.machine['cpu']}", fontsize=8)
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:

@@ -73,9 +73,12 @@ class Bundle:
             raise InputError(f"{self.provider.name} does not compute in bfloat16 here; choose another precision")
         graphs = wanted not in ("auto", "fp32", "bf16")
         if graphs and not any(v.precision == wanted and v.target in (target, "any") for v in self.manifest.variants):
+            if wanted == "w8a16" and target != "qnn":
+                raise InputError(f"w8a16 graphs are for qnn, not for {self.provider.name}; choose another precision")
+            made_for = target if target in ("cpu", "openvino") and wanted != "fp16" else "any"
             raise InputError(
                 f"the bundle has no {wanted} graphs for {target}; make them with `obclip export --precisions {wanted} "
-                f"--targets {target}`"
+                f"--targets {made_for}`"
             )
         if self.options.decoder == "tiny" and self.variant("vae_decoder", "tiny") is None:
             raise InputError("the bundle has no tiny decoder; export it again with --tiny-decoder, or leave tiny out")
@@ -89,6 +92,25 @@ class Bundle:
                     if same == (component, role, precision, target):
                         return variant
         return None
+
+    @property
+    def pass_role(self) -> str:
+        """Of the graph that runs a whole pass: "full", a device graph; or "whole", optimum's, where the bundle has no
+        device graphs or has that one alone in the precision that is wanted."""
+        full, whole = self.variant("unet", "full"), self.variant("unet", "whole")
+        if full is None or any(self.variant("unet", role) is None for role in ("time", "text")):
+            return "whole"
+        order = self.options.precisions
+        nearer = whole is not None and order.index(whole.precision) < order.index(full.precision)
+        return "whole" if nearer else "full"
+
+    @property
+    def told(self) -> str:
+        """How a job runs here, in words: "openvino int8", "cpu fp32, tiny decoder, decoded in tiles, lean"."""
+        o = self.options
+        said = [f"{self.provider.name} {self.precision_of('unet', self.pass_role)}"]
+        said += ["tiny decoder"] * (o.decoder == "tiny") + ["decoded in tiles"] * o.tiled + ["lean"] * o.lean
+        return ", ".join(said)
 
     def session(self, component: str, role: str = "whole") -> Session:
         """The session of one graph, made on first use and kept until `release`. role: see manifest.Variant; "whole" is
@@ -110,10 +132,10 @@ class Bundle:
 
     def opened_before(self) -> bool:
         """Whether what their provider made of all large graphs that a job's steps need is kept here."""
-        graphs = [("unet", role) for role in ("time", "text", "full", "shallow") if self.variant("unet", role)]
+        roles = ("time", "text", "full", "shallow") if self.pass_role == "full" else ("whole",)
+        graphs = [("unet", role) for role in roles if role == "whole" or self.variant("unet", role)]
         texts = [(c.name, "whole") for c in self.manifest.components if c.name.startswith("text_encoder")]
-        wanted = texts + (graphs if ("unet", "full") in graphs else [("unet", "whole")])
-        places = [self._opening(*graph, self._file(*graph)).cache for graph in wanted]
+        places = [self._opening(*graph, self._file(*graph)).cache for graph in texts + graphs]
         kept = [place.is_dir() and any(place.iterdir()) for place in places if place is not None]
         return bool(kept) and all(kept)
 
@@ -155,6 +177,11 @@ class Bundle:
         if full is None or self.options.lean:
             return None
         return recall(self.manifest, full, self.provider, self.arithmetic)
+
+    @property
+    def threads(self) -> int | None:
+        """Of a pass: asked for, or found by `obclip bench --tune`; None for the runtime's own choice."""
+        return self._opening("unet", self.pass_role, self._file("unet", self.pass_role)).threads
 
     def precision_of(self, component: str, role: str = "whole") -> str:
         """What the graph's passes are computed in, as it is named in results: "int8", "bf16", "fp32"."""

@@ -33,12 +33,13 @@ def choose(
     A whole pass of each provider and precision that the bundle has device graphs for is timed (median of two after a
     first), and the quickest kept in the user's cache folder, by the bundle's files, the processor and the versions
     installed; one that fails is tried again at the next start. With a memory limit each runs as it would fit, and what
-    does not fit is not opened. The CPU, unmeasured, where there is nothing to choose from. note(text) is called before
-    anything is measured.
+    does not fit is not opened. The CPU, unmeasured, if it is the only one or the bundle is small; and where nothing
+    works. note(text) is called before anything is measured.
     """
     ways = candidates(manifest, options, available_providers())
-    size = sum(f.bytes for f in manifest.files)
-    if len(ways) < 2 or size < _MEASURED_FROM_BYTES:
+    small = sum(f.bytes for f in manifest.files) < _MEASURED_FROM_BYTES
+    cpu = [way for way in ways if way[0] == "cpu"]
+    if not ways or (cpu and (small or len(ways) == 1)):
         return replace(options, provider="cpu")
     fitting = _fitting(manifest, options, ways)
     store = user_cache() / "choices.json"

@@ -27,7 +27,7 @@ from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Denoiser, first_latents, run_steps
 from obclip.edge.image import save_png
-from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, SERVER, check_mode, in_the_clear
+from obclip.edge.modes import DEVICE, OBLIVIOUS, SERVER, check_mode, in_the_clear
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
 from obclip.edge.readiness import Readying, ready
@@ -66,12 +66,13 @@ class Job:
 @dataclass(frozen=True)
 class Result:
     """image: uint8 [H, W, 3]. timings_s: seconds per phase. response: all N latents, as they came; None of mode
-    "device"."""
+    "device". device: `Bundle.told`, how this device ran its part."""
 
     image: NDArray[np.uint8]
     job: Job
     response: Response | None
     timings_s: dict[str, float]
+    device: str = ""
 
     @property
     def seed(self) -> int:
@@ -90,6 +91,7 @@ class Result:
             "guidance": r.guidance,
             "solver": r.solver,
             "device_steps": str(self.job.saving),
+            "device": self.device,
             "cloud_model": None if self.response is None else self.response.model,
         }
         return values | ({"prompt": self.job.prompt, "negative_prompt": r.negative_prompt} if with_prompt else {})
@@ -207,7 +209,7 @@ def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> in
 
 def _saving(asked: Saving | None, pair: Pair, bundle: Bundle, mode: str) -> Saving:
     """InputError if cached steps are asked for and the bundle has no graphs for them."""
-    measured = default_saving(pair.name) if mode in (OBLIVIOUS, HYBRID) else PLAIN  # behind a cloud's steps
+    measured = default_saving(pair, mode)
     saving = measured if asked is None else asked
     if saving.every == 1 or bundle.variant("unet", "shallow") is not None:
         return saving
@@ -271,7 +273,7 @@ def generate(
         with _timed(timings, "open") if readying.ahead else nullcontext():
             made = readying.result()
     image = finish(job, bundle, response, made, timings, tell, watch)
-    return Result(image, job, response, timings)
+    return Result(image, job, response, timings, bundle.told)
 
 
 def _ask(
@@ -313,9 +315,11 @@ def resume(
     timings: dict[str, float] = {}
     r = received.request
     said: dict[str, Any] = dict(
-        seed=r.seed, negative_prompt=r.negative_prompt, steps=r.steps, handoff=r.handoff, guidance=r.guidance,
-        solver=r.solver, want_x0=r.want_x0,
+        seed=r.seed, negative_prompt=r.negative_prompt, steps=r.steps, guidance=r.guidance, solver=r.solver,
+        want_x0=r.want_x0,
     )  # fmt: skip
+    if settings.get("mode") != SERVER:  # which has all its steps there, and takes no other number
+        said["handoff"] = r.handoff
     with _timed(timings, "prepare"):
         job = prepare(prompt, bundle, **(said | {k: v for k, v in settings.items() if v is not None}))
         if others := differences(job.request, r):
@@ -326,7 +330,7 @@ def resume(
     _warn_of((*job.warnings, *bundle.fallbacks()), warn)
     tell = progress or (lambda phase, done, of: None)
     image = finish(job, bundle, received.response, made, timings, tell, watch)
-    return Result(image, job, received.response, timings)
+    return Result(image, job, received.response, timings, bundle.told)
 
 
 def _warn_of(notes: tuple[str, ...], warn: Callable[[str], None] | None) -> None:

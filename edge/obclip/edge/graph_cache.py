@@ -62,7 +62,7 @@ def trim(root: Path, limit_bytes: int) -> list[Path]:
 
 
 def user_cache() -> Path:
-    """OBCLIP_CACHE, else the system's place for caches."""
+    """OBCLIP_CACHE, else obclip in XDG_CACHE_HOME or ~/.cache, on every system."""
     if given := os.environ.get("OBCLIP_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "obclip"

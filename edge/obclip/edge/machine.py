@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,9 @@ def memory_bytes() -> int | None:
 
 def peak_memory_bytes() -> int | None:
     """The most resident memory this process has had; None where the system does not tell (Windows)."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024  # getrusage's also has what the parent took before it started this one
     try:
         import resource
     except ImportError:

@@ -37,8 +37,8 @@ class Estimate:
 
 
 def fit(manifest: Manifest, options: SessionOptions, target: str) -> SessionOptions:
-    """`options` as they are, if they fit under `memory_limit` bytes, or the quickest change of them that does: lean
-    sessions, then the tiny decoder, then tiles. InputError that says what would fit, if nothing does."""
+    """`options` as they are, if they fit under `memory_limit` bytes, or the quickest change of them that does: tiles,
+    then the tiny decoder, then each with lean sessions. InputError that says what would fit, if nothing does."""
     limit = options.memory_limit
     if limit is None:
         return options

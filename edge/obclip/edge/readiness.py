@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from obclip.edge.bundle import Bundle
 from obclip.edge.complete import Denoiser, Guidance, denoiser
-from obclip.edge.unet import pass_role
 
 if TYPE_CHECKING:
     from obclip.edge.generate import Job
@@ -22,7 +21,7 @@ def ready(job: Job, bundle: Bundle) -> Denoiser | None:
     if job.start < job.device_schedule.steps:
         if bundle.phased and bundle.options.memory_limit is None and not bundle.options.lean:
             # Takes longer than the texts, which are gone before it is done
-            bundle.open_ahead("unet", pass_role(bundle))
+            bundle.open_ahead("unet", bundle.pass_role)
         guidance = _guidance(job, bundle)
         bundle.end_phase("text_encoder", "text_encoder_2")
         made = denoiser(bundle, job.device_schedule, guidance)

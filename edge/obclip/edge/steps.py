@@ -9,9 +9,11 @@ and one suffices (Castillo et al. 2023, arXiv 2312.12487). Both are off for a pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from obclip.core.errors import InputError
+from obclip.core.pairs import Pair, load_pair
+from obclip.edge.modes import HYBRID, OBLIVIOUS
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ PLAIN = Saving()
 _MEASURED: dict[str, Saving] = {"emoji": Saving(2, 0.6)}
 
 
-def default_saving(pair: str) -> Saving:
-    """What was measured to do no harm on this pair; plain for one on which nothing was."""
-    return _MEASURED.get(pair, PLAIN)
+def default_saving(pair: Pair, mode: str = OBLIVIOUS) -> Saving:
+    """What was measured to do no harm on this pair, behind a cloud's steps; plain where nothing was."""
+    if pair.name not in _MEASURED or mode not in (OBLIVIOUS, HYBRID):
+        return PLAIN
+    same = pair == replace(load_pair(pair.name), policy=pair.policy)  # a file of one's own may bear the name
+    return _MEASURED[pair.name] if same else PLAIN
 
 
 def plan_steps(start: int, stop: int, saving: Saving = PLAIN, can_be_shallow: bool = True) -> tuple[DeviceStep, ...]:

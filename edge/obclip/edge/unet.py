@@ -27,14 +27,9 @@ class UNet(Protocol):
         ...
 
 
-def pass_role(bundle: Bundle) -> str:
-    """Of the graph that runs a whole pass."""
-    return "full" if all(bundle.variant("unet", role) is not None for role in ("time", "text", "full")) else "whole"
-
-
 def unet_of(bundle: Bundle, texts: Mapping[str, Conditions], timesteps: Sequence[float]) -> UNet:
     """timesteps: of all steps of the schedule. What depends on them or on the texts alone is computed here, once."""
-    if pass_role(bundle) == "full":
+    if bundle.pass_role == "full":
         return _Graphs(bundle, texts, timesteps)
     return _Whole(bundle, texts, timesteps)
 

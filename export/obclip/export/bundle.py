@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -9,21 +10,21 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 
-from obclip.core.errors import InputError, RunError
-from obclip.core.files import check_replaceable
+from obclip.core.errors import InputError, ModelMissingError, RunError
+from obclip.core.files import check_replaceable, sha256_file
 from obclip.core.manifest import NAME as MANIFEST
 from obclip.core.manifest import Component, Manifest, Variant, list_files
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.export.completion import NEEDED, verify_completion
 from obclip.export.components import load_part, load_tiny_decoder
-from obclip.export.graphs import export_device_graphs
+from obclip.export.graphs import TARGETS, export_device_graphs
 from obclip.export.onnx_export import EXTERNAL_ABOVE_BYTES, OPSET, export_onnx
 from obclip.export.partial import Partial, Record
 from obclip.export.precisions import Calibration, Wanted, add_precisions, check_precisions
@@ -101,6 +102,7 @@ def export_bundle(
         raise InputError(f"weights is {weights!r}; choose fp32 or fp16")
     check_replaceable(out, force, MANIFEST)
     found = open_source(source)
+    _check_options(targets, depth, merge, tiny_decoder, calibration)
     folder = found.folder.resolve()
     if folder in (out.resolve(), *out.resolve().parents) or out.resolve() in folder.parents:
         raise InputError(f"{out} and the source {found.folder} hold one another; choose another place")
@@ -115,11 +117,11 @@ def export_bundle(
     digest = model_digest(found)
     report = progress or (lambda part, phase, seconds: None)
     try:
-        with Partial(out, _key(digest, options)) as partial:
+        with Partial(out, _key(digest, options, found.folder), force, MANIFEST) as partial:
             return _export_all(found, digest, schedule, options, partial, report)
     except OSError as error:
         raise RunError(
-            f"cannot write {out} ({error.strerror or error}); make room and start again: what is done is kept"
+            f"cannot write {out} ({error.strerror or error}); make room there and start again: what is done is kept"
         ) from error
 
 
@@ -259,15 +261,47 @@ def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes, sour
     return fit_preview(building / (tiny or [decoder.component.file])[0], shapes.channels, scale)
 
 
-def _key(digest: str, options: _Options) -> str:
+def _check_options(
+    targets: Sequence[str], depth: int, merge: int, tiny_decoder: Path | None, calibration: Calibration | None
+) -> None:
+    """What would be found wrong only after much of the work. InputError; ModelMissingError for a folder of no model."""
+    if unknown := sorted(set(targets) - set(TARGETS)):
+        raise InputError(f"target is {unknown[0]!r}; choose from {', '.join(TARGETS)} (accelerators take any)")
+    if depth < 1 or merge < 1:
+        raise InputError(f"depth is {depth} and merge {merge}; both must be 1 or more")
+    if calibration is not None and calibration.prompts < 2:
+        raise InputError("calibration takes at least two prompts, one to calibrate on and one to judge by")
+    needed = {
+        "config.json": tiny_decoder,  # of an AutoencoderTiny
+        "model_index.json": None if calibration is None else calibration.large,
+    }
+    for name, folder in needed.items():
+        if folder is not None and not (folder / name).is_file():
+            raise ModelMissingError(f"{folder} has no {name}: it is no diffusers folder of the model that is wanted")
+
+
+def _key(digest: str, options: _Options, source: Path) -> str:
     """What the parts of an unfinished export must have been made from to be taken."""
-    made_from = [digest, asdict(options), {tool: version(tool) for tool in _TOOLS}]
+    large = options.calibration.large if options.calibration else None
+    others = [Path(folder) for folder in (options.tiny_decoder, large) if folder is not None]
+    tools = {tool: version(tool) for tool in _TOOLS} | _judges()
+    settings = [(str(p.relative_to(source)), sha256_file(p)) for p in sorted(source.glob("*/*.json"))]
+    dated = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for f in others for p in sorted(f.rglob("*.*"))]
+    made_from = [digest, asdict(options), tools, settings, dated]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _judges() -> dict[str, str]:
+    """Versions of the runtimes that judge graphs."""
+    found = {"onnxruntime": onnxruntime.__version__}
+    with contextlib.suppress(PackageNotFoundError):
+        found["openvino"] = version("openvino")
+    return found
 
 
 def _write_index(index: dict[str, Any], building: Path) -> None:
     """model_index.json as optimum's runtime reads it: without a safety checker."""
-    keep = {k: v for k, v in index.items() if k.startswith("_") or k in _INDEX}
+    keep = {k: v for k, v in index.items() if (k.startswith("_") and k != "_name_or_path") or k in _INDEX}
     keep |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     (building / "model_index.json").write_text(json.dumps(keep, indent=2, sort_keys=True) + "\n")
 

@@ -20,7 +20,7 @@ from obclip.export.shapes import Shapes
 from obclip.export.sources import weight_variant
 from obclip.export.weights import load_model
 
-__all__ = ["Inputs", "Part", "Shapes", "load_part", "load_tiny_decoder", "load_vae", "part_folder"]
+__all__ = ["Inputs", "Part", "Shapes", "load_part", "load_tiny_decoder", "load_vae"]
 
 Inputs = dict[str, torch.Tensor]
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
@@ -41,11 +41,6 @@ class Part:
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]]
     free: dict[str, dict[int, str]] = field(default_factory=dict)
-
-
-def part_folder(name: str) -> str:
-    """The folder of the source that a part's weights lie in."""
-    return "vae" if name.startswith("vae_") else name
 
 
 def load_part(name: str, folder: Path, index: dict[str, Any], shapes: Shapes) -> Part:

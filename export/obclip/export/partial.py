@@ -6,6 +6,7 @@ same. Only a folder with every part takes the bundle's name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from obclip.core.errors import InputError, RunError
-from obclip.core.files import atomic_write_bytes, publish_folder, sync_folder
+from obclip.core.files import atomic_write_bytes, check_replaceable, publish_folder, sync_folder
 from obclip.core.manifest import Component, FileEntry, Variant, list_files
 
 _STATE = ".export"
@@ -52,12 +53,13 @@ class Record:
 class Partial:
     """Use with `with`: it holds a lock, so that two exports to one place cannot mix.
 
-    An exception of the disk (OSError), Ctrl-C or a kill leaves the finished parts for the next run; any other error is
-    the model's or the options' and leaves nothing.
+    An exception of the disk (OSError, or what was made of one), Ctrl-C or a kill leaves the finished parts for the next
+    run; any other error is the model's or the options' and leaves nothing. force, mark: of what may be replaced, as
+    `obclip.core.files.check_replaceable` takes them.
     """
 
-    def __init__(self, out: Path, key: str) -> None:
-        self.out = out
+    def __init__(self, out: Path, key: str, force: bool = False, mark: str = "") -> None:
+        self.out, self._force, self._mark = out, force, mark
         self.folder = out.parent / f".{out.name}.partial"
         self._state, self._key = self.folder / _STATE, key
         self._lock: Any = None
@@ -79,7 +81,8 @@ class Partial:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        kept = kind is None or issubclass(kind, OSError | MemoryError) or not issubclass(kind, Exception)
+        caused = error.__cause__ if isinstance(error, RunError) else error
+        kept = isinstance(caused, OSError | MemoryError) or not isinstance(error, Exception)
         if not self._published and not (kept and self.records()):
             self._let_go_on_windows()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -127,11 +130,12 @@ class Partial:
         return record
 
     def publish(self) -> None:
-        """Give the folder the bundle's name."""
+        """Give the folder the bundle's name. FileExistsError: something else that may not be replaced has it by now."""
         sync_folder(self.folder)
-        for path in self._state.iterdir():
-            if path.name != "lock":
-                path.unlink()
+        try:
+            check_replaceable(self.out, self._force, self._mark)
+        except InputError as error:
+            raise FileExistsError(errno.EEXIST, str(error)) from error
         self._let_go_on_windows()
         publish_folder(self.folder, self.out)
         self._published = True

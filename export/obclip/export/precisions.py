@@ -120,7 +120,7 @@ def _setting(
 def _targets_of(precision: str, targets: tuple[str, ...]) -> tuple[str, ...]:
     """fp16 is for accelerators, which take graphs for any; W8A16 for Qualcomm's."""
     if precision == "w8a16":
-        return ("qnn",) if "qnn" in targets or "any" in targets else ()
+        return ("qnn",) if "any" in targets else ()
     if precision == "fp16":
         return ("any",) if set(targets) - {"cpu", "openvino"} else ()
     return tuple(t for t in targets if t in ("cpu", "openvino", "any"))

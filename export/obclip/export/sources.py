@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.files import sha256_file
 
@@ -19,6 +21,7 @@ PIPELINES = {
 _TEXT = ("text_encoder",)
 _TWO_TEXTS = ("text_encoder", "text_encoder_2")
 _IMAGE = ("unet", "vae_decoder", "vae_encoder")
+_READ = (*_TWO_TEXTS, "unet", "vae")  # folders whose weights are
 _SMALL_FILES = ["*.json", "*/*.json", "*/*.txt"]
 
 
@@ -45,13 +48,10 @@ class Source:
         """config.json of a folder of the source ("unet", "vae", ...)."""
         return read_json(self.folder / part / "config.json")
 
-    def class_name(self, part: str, default: str) -> str:
-        return str((self.index.get(part) or [None, default])[1])
-
 
 def open_source(source: str | Path) -> Source:
     """InputError: a family that cannot be exported; ModelMissingError: no such model, or an incomplete one."""
-    folder, revision = find_folder(source, "model_index.json")
+    folder, revision = _find_folder(source)
     index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
     if kind not in PIPELINES:
@@ -64,15 +64,15 @@ def open_source(source: str | Path) -> Source:
     return found
 
 
-def find_folder(source: str | Path, wanted: str) -> tuple[Path, str | None]:
-    """A folder that holds the file `wanted`, and the commit where it came from the hub. ModelMissingError if none."""
+def _find_folder(source: str | Path) -> tuple[Path, str | None]:
+    """A diffusers folder, and the commit where it came from the hub. ModelMissingError if there is none."""
     if Path(source).is_dir():
         folder, revision = Path(source), None
     else:
         folder = _download(str(source))
         revision = folder.name
-    if not (folder / wanted).is_file():
-        raise ModelMissingError(f"{folder} has no {wanted}: it is no diffusers folder")
+    if not (folder / "model_index.json").is_file():
+        raise ModelMissingError(f"{folder} has no model_index.json: it is no diffusers folder")
     return folder, revision
 
 
@@ -138,15 +138,16 @@ def _download(repository: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [*_SMALL_FILES, "*.safetensors", "*/*.safetensors"]
+    unreachable = (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError)  # the last of huggingface_hub 1
+    patterns = [*_SMALL_FILES, *(f"{folder}/*.safetensors" for folder in _READ)]
     try:
         names = HfApi().list_repo_files(repository)
         patterns = _SMALL_FILES + _weights_of(names)
-    except (HfHubHTTPError, HFValidationError, OSError):
+    except unreachable:
         pass  # no network: what an earlier download left may do
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (LocalEntryNotFoundError, *unreachable) as error:
         raise ModelMissingError(
             f"{repository} is neither a folder nor to be had from the hub ({type(error).__name__}); "
             "pass a diffusers folder"
@@ -154,14 +155,15 @@ def _download(repository: str) -> Path:
 
 
 def _weights_of(names: list[str]) -> list[str]:
-    """Of a repository's files, the weights that `weight_files` would take in each folder; all of a shard's siblings."""
+    """Of a repository's files, the weights that `weight_files` would take in each folder that is read; all of a shard's
+    siblings."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, file = name.rpartition("/")
         folders.setdefault(folder, []).append(file)
     kept = []
-    for folder, files in folders.items():
-        if chosen := _choose(files):
+    for folder in _READ:
+        if chosen := _choose(folders.get(folder, [])):
             wanted = "*-of-*.safetensors" if chosen.endswith(".json") else chosen
-            kept.append(f"{folder}/{wanted}" if folder else wanted)
+            kept.append(f"{folder}/{wanted}")
     return kept

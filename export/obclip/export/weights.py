@@ -84,12 +84,6 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def float32_bytes(folder: Path) -> int:
-    """What the weights of a part take in float32."""
-    entries = [entry for file in weight_files(folder) for entry in read_header(file)[0].values()]
-    return 4 * sum(int(np.prod(entry["shape"], dtype=np.int64)) for entry in entries)
-
-
 def _current(name: str, wanted: set[str]) -> str:
     if name not in wanted:
         for old, new in _OLD_NAMES:

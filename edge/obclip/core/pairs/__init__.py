@@ -63,6 +63,7 @@ class Pair:
                 raise InputError(f"pair {self.name}: solver is {solver!r}; choose one of {', '.join(SOLVERS)}")
         if isinstance(self.guidance, bool) or not isinstance(self.guidance, int | float):
             raise InputError(f"pair {self.name}: guidance is {self.guidance!r}; it must be a number")
+        object.__setattr__(self, "guidance", float(self.guidance))  # 7 is 7.0, in the digest too
         for key, text in (("policy", self.policy), ("cloud", self.cloud.source), ("device", self.device.source)):
             if not isinstance(text, str):
                 raise InputError(f"pair {self.name}: {key} is {text!r}; it must be text")

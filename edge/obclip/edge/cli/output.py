@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from obclip.core.pairs import Pair
 from obclip.edge.generate import Progress as Tell
+from obclip.edge.steps import Saving, default_saving
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Threads = Annotated[int | None, typer.Option(help="Threads for ONNX Runtime; by default its own choice.")]
@@ -31,6 +33,13 @@ MemoryLimit = Annotated[
 ]
 Lean = Annotated[bool, typer.Option("--lean", help="Less memory for more time: weights stay mapped from their files.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not keep optimised graphs of large models.")]
+WholeEvery = Annotated[
+    int | None, typer.Option(help="Of so many device steps one runs the whole UNet; by default the pair's.")
+]
+GuidedShare = Annotated[
+    float | None,
+    typer.Option(help="Share of the device steps, that are guided, the first ones; by default the pair's."),
+]
 
 
 def session_options(
@@ -49,6 +58,17 @@ def session_options(
         "provider": provider, "threads": threads, "precision": precision, "decoder": decoder, "strict": strict,
         "memory_limit": limit, "lean": lean, "cache": not no_cache,
     }  # fmt: skip
+
+
+def saving_asked(pair: Pair, mode: str, whole_every: int | None, guided_share: float | None) -> Saving | None:
+    """What is not said is as it was measured on the pair. None if neither is."""
+    if whole_every is None and guided_share is None:
+        return None
+    usual = default_saving(pair, mode)
+    return Saving(
+        usual.every if whole_every is None else whole_every,
+        usual.guided_share if guided_share is None else guided_share,
+    )
 
 
 def version_option(

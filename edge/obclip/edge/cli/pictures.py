@@ -15,6 +15,7 @@ from obclip.core.pairs import load_pair
 from obclip.edge.bundle import Bundle
 from obclip.edge.cli.output import (
     Decoder,
+    GuidedShare,
     Json,
     Lean,
     MemoryLimit,
@@ -23,9 +24,11 @@ from obclip.edge.cli.output import (
     Provider,
     Strict,
     Threads,
+    WholeEvery,
     console,
     emit,
     progress,
+    saving_asked,
     say,
     session_options,
 )
@@ -51,7 +54,6 @@ from obclip.edge.oblivious.history import changed_marks, history_path, remember_
 from obclip.edge.oblivious.marks import protect as mark
 from obclip.edge.preview import preview_to
 from obclip.edge.received import Received
-from obclip.edge.steps import Saving, default_saving
 
 Seed = Annotated[int | None, typer.Option(help="0 to 2^53-1; drawn and printed when not given.")]
 
@@ -101,12 +103,8 @@ def generate(
     handoff: Annotated[int | None, typer.Option(help="k: steps in the cloud, by default the pair's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     solver: Annotated[str | None, typer.Option(help="ddim, euler, dpm++2m or lcm.")] = None,
-    whole_every: Annotated[
-        int | None, typer.Option(help="Of so many device steps one runs the whole UNet; by default the pair's.")
-    ] = None,
-    guided_share: Annotated[
-        float | None, typer.Option(help="Share of the device steps, from the first, that are guided.")
-    ] = None,
+    whole_every: WholeEvery = None,
+    guided_share: GuidedShare = None,
     provider: Provider = "auto",
     threads: Threads = None,
     precision: Precision = "auto",
@@ -138,14 +136,12 @@ def generate(
     """Draw one picture: the first steps in the cloud for every candidate, the rest here."""
     check_mode(mode)
     settings = load_pair(pair)
-    usual = default_saving(settings.name)
-    saving = None
-    if whole_every is not None or guided_share is not None:
-        share = usual.guided_share if guided_share is None else guided_share
-        saving = Saving(usual.every if whole_every is None else whole_every, share)
+    saving = saving_asked(settings, mode, whole_every, guided_share)
     options = make_options(allow, protect, tie, pad, hide)
     if mode != OBLIVIOUS and (allow or protect or tie or pad or hide or warn_below is not None):
         raise InputError(f"--mode {mode} makes no candidates; leave out what is said about them")
+    if from_latents is not None and save_latents is not None:
+        raise InputError("--from-latents sends nothing, so there is nothing for --save-latents to keep; leave it out")
     if mode in (HYBRID, SERVER):
         _warn(f"mode {mode}: {REVEALS[mode]}")
     marked, history = mark(prompt, options.protect), history_path()
@@ -200,6 +196,7 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
                 "reveals": REVEALS[result.job.mode],
                 "handoff": result.job.cloud_steps,
                 "steps": result.job.request.steps,
+                "device": result.device,
                 "device_steps": str(result.job.saving),
                 "timings_s": timings,
                 **more,
@@ -211,4 +208,4 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
     for name, value in more.items():
         screen.print(f"{name}: {value}")
     screen.print(f"mode {result.job.mode}: {REVEALS[result.job.mode]}")
-    screen.print(f"device steps: {result.job.saving}\nseed: {result.seed}\nimage: {out}")
+    screen.print(f"device: {result.device}; steps: {result.job.saving}\nseed: {result.seed}\nimage: {out}")

@@ -14,7 +14,9 @@ from obclip.core.pairs import load_pair
 from obclip.edge.cli.output import Json, console, emit
 from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set, load_policy
 
-PolicyName = Annotated[str | None, typer.Option(help="default, emoji, or a policy file; by default the pair's.")]
+PolicyName = Annotated[
+    str | None, typer.Option(help="default, emoji, sensitive, world, or a policy file; by default the pair's.")
+]
 PairName = Annotated[str, typer.Option(help="A shipped pair, or a pair file.")]
 
 Allow = Annotated[list[str] | None, typer.Option(help="A word or span to let through as it is; may be repeated.")]

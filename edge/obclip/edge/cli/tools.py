@@ -17,6 +17,7 @@ from obclip.edge.bench import Report, plot, require_plotting, run_bench
 from obclip.edge.bundle import Bundle, find_bundle
 from obclip.edge.cli.output import (
     Decoder,
+    GuidedShare,
     Json,
     Lean,
     MemoryLimit,
@@ -25,16 +26,19 @@ from obclip.edge.cli.output import (
     Provider,
     Strict,
     Threads,
+    WholeEvery,
     console,
     emit,
     printable,
     progress,
+    saving_asked,
     say,
     session_options,
 )
 from obclip.edge.cli.privacy import PairName
 from obclip.edge.doctor import examine
 from obclip.edge.image import read_metadata
+from obclip.edge.modes import HYBRID
 from obclip.edge.providers.base import Opening
 from obclip.edge.tuning import Tuned
 from obclip.edge.tuning import tune as tune_bundle
@@ -114,6 +118,8 @@ def bench(
     bundle: Annotated[str, typer.Argument(help="A bundle folder, or a pair's name.")] = "emoji",
     pair: PairName = "emoji",
     handoff: Annotated[int | None, typer.Option(help="k for the end-to-end row, by default the pair's.")] = None,
+    whole_every: WholeEvery = None,
+    guided_share: GuidedShare = None,
     provider: Provider = "auto",
     threads: Threads = None,
     precision: Precision = "auto",
@@ -132,7 +138,7 @@ def bench(
     plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a chart (.png, .svg).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on this device."""
+    """Measure a bundle on this device: each part, and the job from step k on, texts and decoding included."""
     if plot_path is not None:
         check_writable(plot_path)
         require_plotting()
@@ -145,9 +151,11 @@ def bench(
                 f"kept: threads {found.threads or 'as it comes'}, spinning {found.spinning}, arena {found.arena}"
             )
     with progress(as_json) as tell:
+        settings = load_pair(pair)
         report = run_bench(
-            bundle, load_pair(pair), runs=runs, warmup=warmup, handoff=handoff, tell=tell, note=say, **run_as
-        )
+            bundle, settings, runs=runs, warmup=warmup, handoff=handoff, tell=tell, note=say,
+            saving=saving_asked(settings, HYBRID, whole_every, guided_share), **run_as,
+        )  # fmt: skip
     if as_json:
         emit(report.to_dict())
     else:
@@ -160,6 +168,8 @@ def _tune(source: str, run_as: dict[str, Any]) -> Tuned:
     """In the way the bundle would be run; what was found before does not count."""
     opened = Bundle.open(source, note=say, **run_as)
     o = opened.options
+    if o.lean:
+        raise InputError("lean sessions are not tuned; leave --lean and --memory-limit out with --tune")
     opening = Opening(o.threads, opened.arithmetic, o.strict, o.lean)
     return tune_bundle(opened.folder, opened.manifest, opened.variant("unet", "full"), opened.provider, opening)
 
@@ -168,8 +178,10 @@ def _show_bench(report: Report) -> None:
     out = console()
     m, s = report.machine, report.settings
     out.print(
-        f"{m['cpu']}, {m['cores']} cores; onnxruntime {m['onnxruntime']}; {s['provider']}, threads {s['threads']}"
+        f"{m['cpu']}, {m['cores']} cores; onnxruntime {m['onnxruntime']}; {s['provider']} {s['precision']}, "
+        f"threads {s['threads']}"
     )
+    out.print(f"{s['solver']}, k = {s['handoff']} of {s['steps']}; device steps: {s['device_steps']}")
     table = Table(
         "", "runs", "median ms", "p90 ms", "min ms", title=Text(f"{report.bundle}: after {s['warmup']} runs each")
     )

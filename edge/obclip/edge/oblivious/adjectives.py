@@ -172,6 +172,8 @@ class Adjectives(Loose):
         words = set(self.context["human_coloured" if near and self.tokens[i].attribute != "age" else "human"])
         if self.tokens[i].attribute == "skin":
             words |= set(self.context["human_skinned"])
+        if self.tokens[i].attribute == "ethnicity" and not near:
+            words |= set(self.context["human_shown"])
         last = self._kind(self._next(j)) not in ("thing", "noun", "people")
         return self.tokens[j].kind != "phrase" and base(self.tokens[j].text) in words and last
 

@@ -96,6 +96,7 @@ def export_device_graphs(
         raise InputError(
             f"latents are {height} x {width}; {merge} of their rows cannot be merged at the widest attention"
         )
+    layers.part(depth)  # a depth that it does not have, before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     weights_bytes = sum(p.numel() * p.element_size() for p in unet.parameters())
     data = SharedData(folder / "model.onnx_data") if weights_bytes > external_above_bytes else None

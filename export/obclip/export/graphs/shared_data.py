@@ -16,21 +16,16 @@ from obclip.export.external import INLINE_BELOW_BYTES, PAGE_BYTES
 
 
 class SharedData:
-    """Appends to `path`. What models already have there is found again by `adopt`.
-
-    shared_bytes: of tensors that were there already and took no space.
-    """
+    """Appends to `path`. What models already have there is found again by `adopt`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shared_bytes = 0
         self._places: dict[tuple[bytes, int], int] = {}  # (SHA-256, bytes) -> offset
 
     def add(self, raw: memoryview) -> int:
         """Where `raw` lies in the file, from now on or before."""
         key = (hashlib.sha256(raw).digest(), len(raw))
         if key in self._places:
-            self.shared_bytes += len(raw)
             return self._places[key]
         with self.path.open("ab") as file:
             at = file.tell()

@@ -1,0 +1,72 @@
+"""What an export is asked for and cannot do is said before it has done anything; what it fetches from the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import pytest
+
+from obclip.core.errors import InputError, ModelMissingError, ObclipError
+from obclip.export import Calibration, export_bundle
+from obclip.export.sources import _weights_of, open_source
+
+WRONG: dict[str, tuple[type[ObclipError], dict[str, Any]]] = {
+    "a target that is a provider": (InputError, {"targets": ("cpu", "qnn")}),
+    "no shallow pass": (InputError, {"targets": ("cpu",), "depth": 0}),
+    "nothing to merge": (InputError, {"targets": ("cpu",), "merge": 0}),
+    "no decoder there": (ModelMissingError, {"tiny_decoder": Path("nowhere")}),
+    "no large model there": (ModelMissingError, {"calibration": Calibration(large=Path("nowhere"))}),
+    "nobody to judge": (InputError, {"calibration": Calibration(prompts=1)}),
+    "a precision that the targets do not run": (InputError, {"targets": ("cpu",), "precisions": ("w8a16",)}),
+}
+
+NAMES = """
+model_index.json sd_xl_base_1.0.safetensors sd_xl_offset_example-lora_1.0.safetensors
+unet/diffusion_pytorch_model.safetensors unet/diffusion_pytorch_model.fp16.safetensors unet/model.onnx
+text_encoder/model.fp16.safetensors text_encoder/model.safetensors text_encoder/pytorch_model.bin
+text_encoder_2/model-00001-of-00002.safetensors text_encoder_2/model-00002-of-00002.safetensors
+text_encoder_2/model.safetensors.index.json safety_checker/model.safetensors vae_1_0/model.safetensors
+vae/diffusion_pytorch_model.fp16.safetensors
+"""
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_options_are_found_before_anything_is_done(small_folder: Path, tmp_path: Path, name: str):
+    error, options = WRONG[name]
+    told: list[str] = []
+    with pytest.raises(error):
+        export_bundle(small_folder, tmp_path / "b", progress=lambda part, *_: told.append(part), **options)
+    assert told == []
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_shallow_pass_deeper_than_the_unet_is_refused(small_folder: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"depth is 40; a shallow pass of this UNet runs 1 to \d+ up layers"):
+        export_bundle(small_folder, tmp_path / "b", targets=("cpu",), depth=40)
+    assert not any(tmp_path.iterdir())
+
+
+def test_only_weights_that_are_read_are_fetched():
+    """Of a repository as the hub has them: one file for other programs at its root, a safety checker, variants."""
+    assert sorted(_weights_of(NAMES.split())) == [
+        "text_encoder/model.safetensors", "text_encoder_2/*-of-*.safetensors",
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("no network"), OSError("no network")])
+def test_without_a_network_what_was_fetched_before_is_taken(
+    error: Exception, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def offline(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(small_folder))
+    assert open_source("somebody/model").folder == small_folder
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelMissingError, match="pass a diffusers folder"):
+        open_source("somebody/model")
