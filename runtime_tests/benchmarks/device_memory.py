@@ -172,15 +172,22 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 axes.axvline(t[i], color="#555555", linewidth=0.6)
                 axes.text(t[i], axes.get_ylim()[1], f" {phases[i]}", va="top", fontsize=7)
         limit = "" if row["limit_bytes"] is None else f", under a limit of {row['limit_bytes'] / 1e6:.0f} MB"
-        if row["limit_bytes"] is not None and row["chosen"]["lean"]:
-            limit += f" ({row['chosen']['decoder']} decoder, lean)"
-        axes.set_title(f"{row['way']}{limit}: {row['peak_bytes'] / 1e6:.0f} MB at most", fontsize=8, loc="left")
+        axes.set_title(f"{_as_run(row)}{limit}: {row['peak_bytes'] / 1e6:.0f} MB at most", fontsize=8, loc="left")
         axes.set_ylabel("MB", fontsize=7)
+        axes.set_xlim(0, max(s[0] for r in good for s in r["samples"]))
         axes.tick_params(labelsize=7)
-    panels[0, 0].legend(fontsize=7, loc="upper right")
-    panels[-1, 0].set_xlabel("seconds", fontsize=7)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=2)
+    panels[-1, 0].set_xlabel("seconds, of the whole process", fontsize=7)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _as_run(row: dict[str, Any]) -> str:
+    """Under a limit: what `--memory-limit` made of the way that was asked for."""
+    if row["limit_bytes"] is None:
+        return str(row["way"])
+    decoder = "tiny" if row["chosen"]["decoder"] == "tiny" else "own"
+    return f"{row['way'].partition(',')[0]}, {decoder} decoder" + ", lean" * row["chosen"]["lean"]
 
 
 def main() -> None:

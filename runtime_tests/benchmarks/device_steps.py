@@ -21,7 +21,7 @@ import numpy as np
 
 from obclip.cloud.engine import execute
 from obclip.cloud.model import load_model
-from obclip.cloud.plans import load_planner
+from obclip.cloud.plans import default_plan, load_planner
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
@@ -66,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     pair, bundle, judge = load_pair("emoji"), Bundle.open(args.bundle), load_classifier()
     model = load_model(pair, "cpu", "float32")
-    planner = load_planner(pair.name, pair.steps, model.layered.depth)
+    planner = load_planner(default_plan(pair.name), pair.steps, model.layered.depth)
     schedule = bundle.schedule(pair.solver, pair.steps)
     here, rows = machine(), list[dict[str, Any]]()
     print(f"{here['cpu']}, {here['cores']} cores, onnxruntime {here['onnxruntime']}; passes whole + shallow")

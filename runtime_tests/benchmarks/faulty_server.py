@@ -21,7 +21,7 @@ from obclip.cloud.app import create_app
 from obclip.cloud.batch import Batcher
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import load_model
-from obclip.cloud.plans import load_planner
+from obclip.cloud.plans import default_plan, load_planner
 from obclip.cloud.scheduler import SchedulerLimits
 from obclip.cloud.server import Server, listen
 from obclip.cloud.stepper import StepEngine
@@ -81,7 +81,7 @@ def main() -> int:
     broken = Breaking(sound.layered, args.fault, args.calls)
     model = replace(sound, layered=broken)  # type: ignore[arg-type]
     limits = Limits(max_rows=MAX_ROWS, max_waiting=256, max_waiting_rows=100_000, body_timeout_s=args.body_timeout)
-    planner = load_planner(pair.name, pair.steps, sound.layered.depth, MAX_ROWS)
+    planner = load_planner(default_plan(pair.name), pair.steps, sound.layered.depth, MAX_ROWS)
     scheduler = SchedulerLimits(MAX_ROWS, 256, 100_000, 256, 60.0, 60.0)
     engine = StepEngine(model, pair, scheduler, Batcher(broken))
     app = create_app(model, pair, limits, None, version("obclip"), engine=engine, planner=planner, drain_s=30.0)

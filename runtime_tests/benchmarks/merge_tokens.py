@@ -22,7 +22,7 @@ import numpy as np
 
 from obclip.cloud.engine import execute
 from obclip.cloud.model import load_model
-from obclip.cloud.plans import load_planner
+from obclip.cloud.plans import default_plan, load_planner
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
@@ -53,7 +53,7 @@ def bundles(source: Path, work: Path, merges: tuple[int, ...], **options: Any) -
 def fidelity(work: Path, ks: list[int], ns: list[int]) -> list[dict[str, Any]]:
     pair, judge = load_pair("emoji"), load_classifier()
     model = load_model(pair, "cpu", "float32")
-    planner = load_planner(pair.name, pair.steps, model.layered.depth)
+    planner = load_planner(default_plan(pair.name), pair.steps, model.layered.depth)
     opened = {m: Bundle.open(f) for m, f in bundles(EMBEDDED, work, MERGES, targets=("cpu",)).items()}
     schedule, rows = opened[1].schedule(pair.solver, pair.steps), []
     for k in ks:

@@ -11,6 +11,7 @@ embedded pair every candidate is finished on the device's UNet and judged (serve
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -27,7 +28,7 @@ from obclip.cloud.denoising import Denoising
 from obclip.cloud.engine import run_step
 from obclip.cloud.model import CloudModel, load_model
 from obclip.cloud.plan import Plan, Policy, build_plan, plain_plan
-from obclip.cloud.plans import Planner, load_planner
+from obclip.cloud.plans import Planner, default_plan, load_planner
 from obclip.cloud.policies import (
     DeepCache,
     GuidanceFrom,
@@ -195,7 +196,9 @@ def main() -> None:
         model = load_model(pair, dtype=args.dtype) if args.pair == "emoji" else random_model(pair, args.dtype)
         layered, distilled = model.layered, model.guidance_distilled
         profile = profile_unet(layered, pair.latent_shape, model.text.max_tokens)
-    planner = load_planner(args.plan or args.pair, pair.steps, layered.depth, guidance_distilled=distilled)
+    planner = load_planner(
+        args.plan or default_plan(pair.name), pair.steps, layered.depth, guidance_distilled=distilled
+    )
     one = candidate_sets(2, 1, 1)[0].prompts[:1]
     server = plan_macs(plain_plan(request_for(pair, one, pair.steps, 0), 64, distilled), profile)
     result: dict[str, Any] = {
@@ -281,11 +284,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    points = sorted({(r["n"], r["k"]) for r in result["rows"]})
+    ns, ks = (sorted({r[name] for r in result["rows"]}) for name in ("n", "k"))
     figure, panels = pyplot.subplots(
-        1, len(points), figsize=(4.2 * len(points), 4), layout="constrained", squeeze=False
+        len(ks), len(ns), figsize=(3.8 * len(ns), 3.4 * len(ks)), layout="constrained", squeeze=False
     )
-    for axes, (n, k) in zip(panels[0], points, strict=True):
+    for axes, (k, n) in zip(panels.flat, itertools.product(ks, ns), strict=True):
         rows = [r for r in result["rows"] if (r["n"], r["k"]) == (n, k) and "fidelity" in r and r["plan"] != "vanilla"]
         front, best = [], -1.0
         for r in sorted(rows, key=lambda r: r["macs"]):
@@ -299,10 +302,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
             x, y = r["macs"] / result["server_only_macs"], r["fidelity"]["psnr_db"]
             axes.scatter([x], [y], color=colour, s=18)
             if r in front or colour != "tab:blue":
-                axes.annotate(r["plan"], (x, y), fontsize=5, xytext=(3, 2), textcoords="offset points")
+                axes.annotate(r["plan"], (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
         axes.set_title(f"N = {n}, k = {k}", fontsize=9)
-        axes.set_xlabel("cloud cost, in server-only images without privacy", fontsize=8)
-    panels[0][0].set_ylabel("PSNR of finished pictures to vanilla, dB", fontsize=8)
+        axes.margins(x=0.15)
+    figure.supxlabel("cloud cost, in images without privacy", fontsize=9)
+    figure.supylabel("PSNR of finished pictures to the plain plan's, dB", fontsize=9)
     figure.savefig(path)
 
 
@@ -312,7 +316,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['pair']}: one image without privacy is {server / 1e12:.4g} T MACs ({published / 1e12:.4g} in the")
     print("paper's way of counting)")
     print(f"{here['cpu']}, {here['cores']} cores, torch {torch.__version__}, {result['dtype']}, runs: {result['runs']}")
-    head = ("T MACs", "paper", "/server", "/hybrid", "s", "kept MB")
+    timed = any("seconds" in r for r in result["rows"])
+    head = ("T MACs", "paper", "/server", "/hybrid", *(("s", "kept MB") if timed else ()))
     print(f"{'n':>3} {'k':>3} {'plan':38}" + "".join(f"{h:>9}" for h in head))
     for r in result["rows"]:
         hybrid = next(h["macs"] for h in result["rows"] if (h["n"], h["k"], h["plan"]) == (r["n"], r["k"], "hybrid sd"))

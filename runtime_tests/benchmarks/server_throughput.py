@@ -32,7 +32,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from obclip.cloud.engines import step_engine
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import CloudModel, load_model
-from obclip.cloud.plans import Planner, load_planner
+from obclip.cloud.plans import default_plan, load_planner
 from obclip.cloud.work import Job
 from obclip.core.files import atomic_write_bytes
 from obclip.core.noise import initial_noise
@@ -147,7 +147,7 @@ def main() -> int:
     model = load_model(pair, dtype=args.dtype) if args.pair == "emoji" else random_model(pair, args.dtype)
     planners = {
         name: load_planner(source, pair.steps, model.layered.depth, guidance_distilled=model.guidance_distilled)
-        for name, source in (("plain", "plain"), ("default", pair.name))
+        for name, source in (("plain", "plain"), ("default", default_plan(pair.name)))
     }
     systems: dict[str, Any] = {"diffusers eager": Pipeline.of(model, pair, False)}
     if args.compile:

@@ -25,7 +25,7 @@ from obclip.cloud.denoising import Denoising
 from obclip.cloud.engine import run_step
 from obclip.cloud.model import CloudModel, load_model
 from obclip.cloud.plan import Pass, Plan, Step, build_plan
-from obclip.cloud.plans import load_planner
+from obclip.cloud.plans import default_plan, load_planner
 from obclip.cloud.policies import PublishedCache
 from obclip.cloud.unet import Features
 from obclip.core.files import atomic_write_bytes
@@ -144,7 +144,7 @@ def main() -> None:
     model = load_model(pair, dtype=args.dtype) if args.pair == "emoji" else random_model(pair, args.dtype)
     layered, distilled = model.layered, model.guidance_distilled
     profile = profile_unet(layered, pair.latent_shape, model.text.max_tokens)
-    planner = load_planner(args.pair, pair.steps, layered.depth, MAX_ROWS, distilled)
+    planner = load_planner(default_plan(pair.name), pair.steps, layered.depth, MAX_ROWS, distilled)
     here = machine()
     print(f"{pair.name}, {args.dtype}, {here['cpu']}, {here['cores']} cores, torch {torch.__version__}; composed")
     columns = ("T MACs", "seconds", "fastest", "slowest", "/hybrid", "of MACs", "peak MB", "kept MB")

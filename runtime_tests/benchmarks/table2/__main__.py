@@ -31,7 +31,7 @@ from diffusers import UNet2DConditionModel
 
 from obclip.cloud.cost import Profile, profile_unet
 from obclip.cloud.model import load_model
-from obclip.cloud.plans import load_planner
+from obclip.cloud.plans import default_plan, load_planner
 from obclip.cloud.unet import LayeredUNet
 from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import Pair, load_pair
@@ -199,7 +199,8 @@ def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int], result: 
     cloud, device, layered = shape_profiles(pair)
     distilled = pair.solver == "lcm"
     planner, timed = (
-        load_planner(asked.plan or pair.name, pair.steps, layered.depth, rows, distilled) for rows in (ROWS, asked.rows)
+        load_planner(asked.plan or default_plan(pair.name), pair.steps, layered.depth, rows, distilled)
+        for rows in (ROWS, asked.rows)
     )
     model: Any = type("Shape", (), {"layered": layered, "guidance_distilled": distilled})
     if asked.seconds:
@@ -266,7 +267,10 @@ def main() -> None:
     crypto = json.loads(asked.crypto.read_text()) if asked.crypto.is_file() else {}
     model = load_model(pair, source=asked.cloud)
     planner = load_planner(
-        asked.plan or pair.name, pair.steps, model.layered.depth, guidance_distilled=model.guidance_distilled
+        asked.plan or default_plan(pair.name),
+        pair.steps,
+        model.layered.depth,
+        guidance_distilled=model.guidance_distilled,
     )
     device, small = device_of(asked, pair)
     cloud_profile = profile_unet(model.layered, pair.latent_shape, model.text.max_tokens)

@@ -47,7 +47,7 @@ def steps_of(method: Method, pair: Pair) -> int:
 
 
 def saving_of(method: Method, pair: Pair) -> Saving:
-    return default_saving(pair.name) if method.saving else PLAIN
+    return default_saving(pair) if method.saving else PLAIN
 
 
 def device_macs(method: Method, pair: Pair, profile: Profile) -> Macs:

@@ -80,7 +80,7 @@ def _of_set(setup: Setup, method: Method, one: PromptSet, seed: int, sanitizers:
         alone = method.kind == HYBRID
         groups = [[p] for p in one.prompts] if alone else [list(one.prompts)]
         latents = np.concatenate([_latents(setup, method, group, method.k, seed) for group in groups])
-    saving = default_saving(pair.name) if method.saving else PLAIN
+    saving = default_saving(pair) if method.saving else PLAIN
     return device.decode(device.complete(one.prompts, latents, start_of(method, pair), seed, saving))
 
 

@@ -132,7 +132,6 @@ _COLOURS = {
     "server": "black", "device": "tab:gray", "hybrid": "tab:orange", "oblivious": "tab:blue", "sanitized": "tab:red",
     "he": "tab:brown", "mpc": "tab:brown",
 }  # fmt: skip
-_LEAST = 0.05  # where what costs the cloud nothing is drawn, on a logarithmic axis
 _SAID = {
     "server": "server only", "device": "device only", "hybrid": "Hybrid SD: the cloud reads the prompt",
     "oblivious": "oblivious: the cloud reads N candidates", "sanitized": "words replaced before they are sent",
@@ -166,24 +165,24 @@ def plot_quality(rows: Sequence[Row], path: Path) -> None:
         for row in sorted(some, key=lambda r: r["kind"] == "server"):  # last, on top
             kind, mine = row["kind"], "ours" in row["key"]
             told = row.get("attack_prompt", 1.0) > 1.05 * row.get("chance", 1.0)
-            x, y, colour = max(row["times_server"], _LEAST), value(row, "attributes"), _COLOURS[kind]
+            x, y, colour = row["times_server"], value(row, "attributes"), _COLOURS[kind]
+            said = f"{_SAID[kind]} (ours)" if mine else _SAID[kind]
             axes.scatter(
                 [x], [y], facecolors="none" if told else colour, edgecolors=colour,
-                label=None if kind in seen else _SAID[kind], marker="*" if mine else "s" if kind == "server" else "o",
+                label=None if said in seen else said, marker="*" if mine else "s" if kind == "server" else "o",
                 s=130 if mine else 40, zorder=3 if mine or kind == "server" else 2,
             )  # fmt: skip
-            seen.add(kind)
+            seen.add(said)
             if mine and kind == "oblivious":
-                axes.annotate(f"ours, k={row['k']}", (x, y), fontsize=7, xytext=(6, 6), textcoords="offset points")
-            elif kind == "device":
-                axes.annotate("no cloud", (x, y), fontsize=7, xytext=(6, -10), textcoords="offset points")
+                axes.annotate(f"k={row['k']}", (x, y), fontsize=7, xytext=(6, 6), textcoords="offset points")
         axes.axvline(1, color="0.85", zorder=0)
-        axes.set_xscale("log")
+        axes.set_xscale("symlog", linthresh=0.1)
+        axes.set_xlim(-0.01, None)
         axes.set_title(f"N = {n} candidates", fontsize=10)
         axes.set_xlabel("cloud cost, in images without privacy (MACs)", fontsize=8)
     panels[0][0].set_ylabel("attributes that the picture shows", fontsize=9)
     panels[0][0].legend(
-        fontsize=7, loc="lower left", title="hollow: the cloud learns more than N candidates", title_fontsize=7
+        fontsize=7, loc="lower right", title="hollow: the cloud learns more than N candidates", title_fontsize=7
     )
     _save(figure, path)
 
@@ -211,7 +210,7 @@ def plot_latency(rows: Sequence[Row], path: Path, n: int) -> None:
 
 
 def plot_sweep(rows: Sequence[Row], path: Path, steps: int) -> None:
-    """What pictures show and how near they are to the server's, against k."""
+    """What pictures show and how near they are to the server's, against k. Bands: 95 % intervals over sets."""
     figure, panels = _canvas(2, 4.8, 3.6)
     for axes, name, title in (
         (panels[0][0], "attributes", "attributes that the picture shows"),
@@ -227,5 +226,7 @@ def plot_sweep(rows: Sequence[Row], path: Path, steps: int) -> None:
             axes.fill_between(ks, [r[name][1] for r in some], [r[name][2] for r in some], color=colour, alpha=0.15)
         axes.set_xlabel(f"k: steps in the cloud, of {steps}", fontsize=9)
         axes.set_title(title, fontsize=9)
-    panels[0][0].legend(fontsize=8)
+    panels[0][0].set_ylim(min(0.8, panels[0][0].get_ylim()[0]), 1.01)
+    panels[0][0].legend(fontsize=8, loc="lower right")
+    figure.suptitle(f"N = {rows[0]['n']} candidates; at k = {steps} the server has drawn all of it", fontsize=9)
     _save(figure, path)
