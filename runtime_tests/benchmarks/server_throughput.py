@@ -32,7 +32,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from obclip.cloud.engines import step_engine
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import CloudModel, load_model
-from obclip.cloud.plans import default_plan, load_planner
+from obclip.cloud.plans import Planner, default_plan, load_planner
 from obclip.cloud.work import Job
 from obclip.core.files import atomic_write_bytes
 from obclip.core.noise import initial_noise
