@@ -297,14 +297,20 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 front.append(r)
         cost = [r["macs"] / result["server_only_macs"] for r in front]
         axes.plot(cost, [r["fidelity"]["psnr_db"] for r in front], color="0.7", zorder=0)
+        named: list[tuple[bool, float, float, str]] = []
         for r in rows:
             colour = "tab:red" if "published" in r["plan"] else "tab:green" if "default" in r["plan"] else "tab:blue"
             x, y = r["macs"] / result["server_only_macs"], r["fidelity"]["psnr_db"]
             axes.scatter([x], [y], color=colour, s=18)
-            if r in front or colour != "tab:blue":
-                axes.annotate(r["plan"], (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
+            named += [(colour == "tab:blue", x, y, r["plan"])] if r in front or colour != "tab:blue" else []
+        axes.margins(x=0.25, y=0.08)
+        to_axes, taken = axes.transData + axes.transAxes.inverted(), list[tuple[float, float]]()
+        for _, x, y, name in sorted(named):  # ours and the paper's first; no name over another
+            a, b = to_axes.transform((x, y))
+            if all(abs(a - c) > 0.4 or abs(b - d) > 0.04 for c, d in taken):
+                taken.append((a, b))
+                axes.annotate(name, (x, y), fontsize=6.5, xytext=(4, 2), textcoords="offset points")
         axes.set_title(f"N = {n}, k = {k}", fontsize=9)
-        axes.margins(x=0.15)
     figure.supxlabel("cloud cost, in images without privacy", fontsize=9)
     figure.supylabel("PSNR of finished pictures to the plain plan's, dB", fontsize=9)
     figure.savefig(path)

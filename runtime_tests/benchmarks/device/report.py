@@ -156,14 +156,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axes.text(row["seconds"], i, f" {row['seconds']:.1f} s{psnr}", va="center", fontsize=8)
     axes.axhline(sum(not row["tiny"] for row in rows) - 0.5, color="0.6", linewidth=0.8)
     axes.invert_yaxis()
-    axes.set_xlabel(
+    figure.supxlabel(
         "seconds from received latents to the PNG: steps dark, decoding light; dB to diffusers float32, same decoder\n"
         "half of the steps cached, late guidance: every 2nd step runs the whole UNet, the last 40 % without guidance;\n"
         "three of four cached, late: every 4th, the last 60 %", fontsize=8,
     )  # fmt: skip
     on = f"{found['machine']['cores']} cores of {found['machine']['cpu']}"
     title = f"small-sd's size, 512 px, from step {k} of 25 on, {on}; blue: this project"
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(x=0.12)
     figure.savefig(path)

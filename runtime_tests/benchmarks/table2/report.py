@@ -181,9 +181,10 @@ def plot_quality(rows: Sequence[Row], path: Path) -> None:
         axes.set_title(f"N = {n} candidates", fontsize=10)
         axes.set_xlabel("cloud cost, in images without privacy (MACs)", fontsize=8)
     panels[0][0].set_ylabel("attributes that the picture shows", fontsize=9)
-    panels[0][0].legend(
-        fontsize=7, loc="lower right", title="hollow: the cloud learns more than N candidates", title_fontsize=7
-    )
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4,
+        title="hollow: the cloud learns more than N candidates", title_fontsize=8,
+    )  # fmt: skip
     _save(figure, path)
 
 
