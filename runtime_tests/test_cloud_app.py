@@ -216,6 +216,12 @@ def test_limits_that_would_serve_nobody_are_refused(limits: dict[str, int]):
         Limits(**limits)
 
 
+def test_limits_under_which_a_wide_request_could_never_run_are_refused():
+    with pytest.raises(InputError, match=r"max_held_rows is 63, less than .*: max_rows, 64"):
+        Limits(max_rows=64, max_held_rows=63)
+    assert Limits(max_rows=63, max_held_rows=63).max_rows == 63
+
+
 def test_ports_that_are_none_are_refused(large_folder: Path):
     with pytest.raises(InputError, match="65535"):
         run_server(ServeOptions(port=99_999, model=large_folder))

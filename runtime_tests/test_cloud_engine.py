@@ -13,7 +13,8 @@ from tiny import diffusers_latents
 from torch.utils.flop_counter import FlopCounterMode
 
 from obclip.cloud.cost import plan_macs, profile_unet
-from obclip.cloud.engine import CancelledError, execute
+from obclip.cloud.engine import execute
+from obclip.cloud.errors import CancelledError
 from obclip.cloud.model import CloudModel, load_model
 from obclip.cloud.plan import Branch, plain_plan
 from obclip.cloud.unet import LayeredUNet

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from obclip.cloud import auth
 from obclip.cloud.auth import ANONYMOUS, Authenticator
-from obclip.cloud.keys import add_key, read_keys, remove_key
+from obclip.cloud.keys import Key, add_key, read_keys, remove_key
 from obclip.cloud.limits import Rate, RateLimiter, TokenBucket, retry_after
 from obclip.core.errors import InputError
 from obclip.edge.cli import main
@@ -203,6 +204,27 @@ def test_a_request_given_back_from_many_threads_is_never_lost_or_doubled():
     for thread in threads:
         thread.join()
     assert [limiter.take_request("a", rate) for _ in range(5)].count(0.0) == 4
+
+
+def test_a_key_added_while_the_file_is_first_read_counts_a_second_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, clock, added = tmp_path / "keys.json", Clock(), list[str]()
+    add_key(path, "first")
+
+    def read_and_be_overtaken(of: Path) -> tuple[Key, ...]:
+        keys = read_keys(of)
+        added.append(add_key(of, "second"))
+        return keys
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auth, "read_keys", read_and_be_overtaken)
+        guard = Authenticator(None, path, clock)
+    assert guard.client(f"Bearer {added[0]}") is None
+    clock.now += 1.5
+    client = guard.client(f"Bearer {added[0]}")
+    assert client is not None
+    assert client.name == "second"
 
 
 def test_the_command_shows_a_key_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

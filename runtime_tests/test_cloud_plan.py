@@ -31,6 +31,7 @@ from obclip.cloud.policies import (
     Tree,
     pivot_of,
 )
+from obclip.cloud.text import Conditioning, TextEncoders
 from obclip.cloud.unet import LayeredUNet
 from obclip.core.errors import InputError
 from obclip.core.pairs import load_pair
@@ -122,6 +123,28 @@ def test_the_predicted_cost_is_what_pytorch_counts(model: CloudModel, profile: P
                 run_step(state, step)
             model.project(torch.zeros(n + any(s.guided for s in plan.steps), *state.texts.hidden.shape[1:]))
     assert plan_macs(plan, profile).total == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "chosen", "guided"),
+    [(3.5, [], True), (3.5, [GuidanceFrom(3)], True), (3.5, [GuidanceFrom(4)], False), (1.0, [], False)],
+)
+def test_the_negative_prompt_is_encoded_if_a_step_is_guided_and_paid_for_only_then(
+    model: CloudModel, profile: Profile, guidance: float, chosen: list[Policy], guided: bool
+):
+    heard: list[list[str]] = []
+
+    class Listening(TextEncoders):
+        def encode(self, prompts: list[str], device: torch.device) -> Conditioning:
+            heard.append(prompts)
+            return super().encode(prompts, device)
+
+    asked = replace(request(3, 4), guidance=guidance)
+    plan = build_plan(asked, chosen)
+    execute(plan, asked, replace(model, text=Listening(model.text.encoders)), PAIR)
+    assert heard == [[*(["red"] if guided else []), *asked.candidates]]
+    passes = sum(profile.cost(p).total for step in plan.steps for p in step.passes)
+    assert plan_macs(plan, profile).total - passes == len(heard[0]) * profile.text.total
 
 
 def test_the_papers_costs_are_those_of_one_attention_product():
@@ -259,6 +282,12 @@ def test_a_row_without_features_to_run_on_runs_whole():
     whole = [row for p in first.passes if p.part.depth is None for row in p.rows]
     assert {row.branch for row in whole} == {Branch.UNCONDITIONAL}
     assert {str(p.part) for p in later.passes} == {"shallow-2"}
+
+
+def test_rows_that_share_a_pivot_need_room_beside_it():
+    with pytest.raises(InputError, match="passes of 2 or more"):
+        build_plan(request(), [PublishedReuse(2)], max_rows=1)
+    assert build_plan(request(), [PublishedReuse(0)], max_rows=1).widest == 1
 
 
 def test_a_candidate_left_out_is_refused():

@@ -19,7 +19,7 @@ from obclip.cloud.engines import step_engine
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import CloudModel, load_model
 from obclip.cloud.plan import build_plan, plain_plan
-from obclip.cloud.plans import PLAIN, Planner, load_planner
+from obclip.cloud.plans import PLAIN, Planner, default_plan, load_planner
 from obclip.cloud.policies import (
     DeepCache,
     GuidanceFrom,
@@ -91,7 +91,7 @@ def test_what_fits_no_class_is_run_plain(plan_file: Callable[[str], Path]):
     assert planner(job(3).request) == plain_plan(job(3).request, 3)
 
 
-@pytest.mark.parametrize("source", [PLAIN, "a-pair-without-a-file"])
+@pytest.mark.parametrize("source", [PLAIN, default_plan("a-pair-without-a-file")])
 def test_plain_is_a_plan_and_that_of_pairs_without_one(source: str):
     planner = load_planner(source, FIRST_T, DEPTH)
     assert (planner.name, planner.classes) == (PLAIN, ())
@@ -101,7 +101,15 @@ def test_plain_is_a_plan_and_that_of_pairs_without_one(source: str):
 @pytest.mark.parametrize("name", ["emoji", "realistic-vision", "sd14", "sd14-tiny", "sdxl", "lcm-sdxl"])
 def test_the_plans_that_come_with_it_can_be_read(name: str):
     pair = load_pair(name)
+    assert default_plan(name) == name
     assert load_planner(name, pair.steps, depth=9).classes
+
+
+@pytest.mark.parametrize("name", ["emojy", "", "../plans/emoji", "EMOJI"])
+def test_a_name_that_is_no_plan_is_refused_with_those_that_are(name: str):
+    with pytest.raises(InputError, match=r"there are plain, emoji, .*, sdxl, or pass") as refused:
+        load_planner(name, FIRST_T, DEPTH)
+    assert repr(name) in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +172,7 @@ def test_a_server_warms_its_engine_up_and_answers(
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
 def test_compiled_it_answers_the_same(small_folder: Path):
-    """With one graph, of three rows."""
+    """With one graph, of one row."""
     small = load_model(PAIR, "cpu", "float32", small_folder)
     planner = load_planner(PLAIN, PAIR.steps, small.layered.depth, max_rows=3)
     jobs = planned(planner, [job(1, 3), job(2, 2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -14,13 +15,16 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
-from processes import cloud_process
+from processes import START_LIMIT_S, cloud_process
 from serving import LIMIT_S, serving, until
 
 from obclip.cloud.app import create_app
 from obclip.cloud.keys import add_key
 from obclip.cloud.model import load_model
+from obclip.cloud.ray_app import with_absolute_paths
+from obclip.cloud.serial import SerialEngine
 from obclip.cloud.serve import ServeOptions, run_server
+from obclip.cloud.server import Server, listen
 from obclip.cloud.tracing import configured_tracer
 from obclip.core.errors import InputError, ModelMissingError, RunError
 from obclip.core.pairs import load_pair
@@ -89,6 +93,9 @@ def test_options_that_cannot_be_are_refused_before_the_model_is_loaded(tmp_path:
         {"queue_timeout_s": 0.0},
         {"body_timeout_s": float("nan")},
         {"max_waiting_rows": 0},
+        {"max_held_rows": 32},
+        {"plan": "emojy"},
+        {"plan": str(tmp_path / "absent.toml")},
     ):
         with pytest.raises(InputError):
             run_server(ServeOptions(model=tmp_path / "no-model", **options))  # type: ignore[arg-type]
@@ -137,8 +144,9 @@ def test_a_process_with_keys_serves_drains_and_ends_with_0(large_folder: Path, t
         assert slow.stdout.read() == b"200"
         slow.stdout.close()
         assert (slow.wait(LIMIT_S), process.wait(LIMIT_S)) == (0, 0)
-        events = [json.loads(line)["event"] for line in process.stdout if line.startswith("{")]
-    assert events == ["ready", "listening", "denoise", "draining", "denoise", "stopped"]
+        lines = [json.loads(line) for line in process.stdout if line.startswith("{")]
+    assert (lines[0]["pair"], lines[0]["plan"]) == ("emoji", "emoji")
+    assert [line["event"] for line in lines] == ["ready", "listening", "denoise", "draining", "denoise", "stopped"]
 
 
 ASK = """
@@ -183,3 +191,51 @@ def test_a_process_whose_device_dies_tells_its_client_and_ends_with_1(large_fold
         if process.poll() is None:
             process.kill()
             process.communicate()
+
+
+FAILING = """
+import sys
+import torch
+def forward(self, x):
+    raise MemoryError("a woman")
+torch.nn.Conv2d.forward = forward
+from obclip.cloud.serve import main
+sys.exit(main())
+"""
+
+
+def test_a_process_whose_model_cannot_run_says_why_and_ends_with_1(large_folder: Path, tmp_path: Path):
+    ready = tmp_path / "ready"
+    words = ["--port", "0", "--device", "cpu", "--model", str(large_folder), "--ready-file", str(ready)]
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING, *words], capture_output=True, text=True, timeout=START_LIMIT_S,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ready.exists()) == (RunError.exit_code, "", False)
+    assert re.search(
+        r'error obclip\.cloud warm_up_failed error=MemoryError where="<string>:\d+ forward <', ended.stderr
+    )
+    assert "obclip serve: the model failed in its first passes (MemoryError; " in ended.stderr
+    assert "lower --max-rows" in ended.stderr
+    assert "woman" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_application_that_cannot_start_raises_its_own_error(large_folder: Path):
+    class Failing(SerialEngine):
+        def start(self) -> None:
+            raise InputError("max_rows is 1; rows that share a pivot need passes of 2 or more")
+
+    app = create_app(load_model(PAIR, "cpu", "float32", large_folder), PAIR, engine=Failing(lambda job, stop: None))
+    with listen("127.0.0.1", 0) as listener, pytest.raises(InputError, match="share a pivot"):
+        Server(app, listener).run(sockets=[listener])
+
+
+def test_processes_that_start_elsewhere_get_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    files = {name: Path("here") / name for name in ("model", "keys", "tls_cert", "tls_key")}
+    found = with_absolute_paths(ServeOptions(pair="mine.toml", plan="plans/ours.toml", **files))
+    assert (found.pair, found.plan) == (str(tmp_path / "mine.toml"), str(tmp_path / "plans" / "ours.toml"))
+    assert {name: getattr(found, name) for name in files} == {name: tmp_path / path for name, path in files.items()}
+    named = ServeOptions(pair="sdxl", plan="plain")
+    assert with_absolute_paths(named) == named

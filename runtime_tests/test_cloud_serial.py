@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from serving import until
 
-from obclip.cloud import errors
+from obclip.cloud import errors, serial
 from obclip.cloud.plan import plain_plan
 from obclip.cloud.serial import QueueLimits, SerialEngine
 from obclip.cloud.work import Event, Job
@@ -228,6 +231,30 @@ def test_closing_gives_up_what_does_not_end_in_time():
         with pytest.raises(errors.DrainingError):
             running.future.result(LIMIT_S)
         closing.join(LIMIT_S)
+
+
+def test_closing_does_not_wait_for_a_step_that_hangs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serial, "_LAST_STEP_S", 0.01)
+    model = Model(free=False)
+    with engine_of(model) as (engine, seen):
+        running = engine.submit(JOB)
+        reached(model)
+        engine.close(0.0)
+        assert isinstance(running.future.exception(0), errors.DrainingError)
+        assert engine.load.requests_running == 0
+    assert not engine._thread.is_alive()  # it ended in peace
+    assert [e.kind for e in seen].count("failed") == 1
+    assert "finished" not in [e.kind for e in seen]
+
+
+def test_an_engine_without_work_keeps_nothing_of_its_last_request():
+    with engine_of(Model()) as (engine, _):
+        engine._run = lambda job, stop: ANSWER  # the test's model keeps what it did
+        job = Job(replace(REQUEST, seed=6), JOB.plan)
+        kept = weakref.ref(job)
+        engine.submit(job).future.result(LIMIT_S)
+        del job
+        until(lambda: gc.collect() >= 0 and kept() is None)
 
 
 def test_closed_before_it_started_it_leaves_nobody_waiting():

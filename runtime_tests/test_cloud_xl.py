@@ -85,10 +85,9 @@ def test_a_distilled_unet_takes_the_scale_as_an_input_and_one_branch(tmp_path: P
 def test_a_unet_kept_apart_from_its_pipeline_is_the_one_that_runs(tmp_path: Path):
     base, other = make_sdxl_folder(tmp_path / "base"), make_sdxl_folder(tmp_path / "lcm", distilled=True)
     shutil.rmtree(base / "unet")
-    (base / "unet").mkdir()
     pair = _pair(ModelRef(str(base), unet=str(other)))
     assert load_model(pair, "cpu").guidance_distilled
-    with pytest.raises(ModelMissingError, match="cannot be loaded"):
+    with pytest.raises(ModelMissingError, match="no unet/"):
         load_model(_pair(ModelRef(str(base))), "cpu")
 
 

@@ -68,7 +68,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.start)
-        log.info("ready", pair=pair.name, version=version)
+        log.info("ready", pair=pair.name, plan=getattr(service.planner, "name", "custom"), version=version)
         yield
         await run_in_threadpool(service.close, drain_s)
         log.info("stopped")

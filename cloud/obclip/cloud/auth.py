@@ -43,8 +43,8 @@ class Authenticator:
     ) -> None:
         self._token = None if not token else digest_of(token)
         self._path, self._clock, self._lock = keys, clock, threading.Lock()
+        self._stamp, self._looked_s = self._state(), clock()  # before reading: a change meanwhile is seen next time
         self._keys: tuple[Key, ...] = () if keys is None else read_keys(keys)
-        self._stamp, self._looked_s = self._state(), clock()
 
     @property
     def open(self) -> bool:

@@ -41,8 +41,9 @@ class Batcher:
     """bucket: batches are padded to this many rows, None for none. row_by_row: rows run one at a time. dtype: what
     `forward` takes, None for the models' own.
 
-    With a bucket or row by row, what a row gives depends on that row alone, bit for bit: a kernel's order of additions
-    may depend on the batch's size, but not on what is in the other rows.
+    A kernel's order of additions may depend on the batch's size, but not on what is in the other rows. So what a row
+    gives depends on that row alone, bit for bit, if rows run one at a time or every batch is padded to one size. (Rows
+    that share a pivot count as one here.)
     """
 
     forward: Forward
@@ -51,11 +52,15 @@ class Batcher:
     dtype: torch.dtype | None = None
 
     def run(self, slices: Sequence[Slice]) -> list[Slice]:
-        """Run all rows, which must be of one part; each request takes its own. The slices with rows not finite."""
+        """Run all rows, which must be of one part; each request takes its own. Those not finite, a slice for each row,
+        or for all that share a pivot."""
         if self.row_by_row:
-            singles = [piece for s in slices for piece in _rows_of(s)]
-            return [bad for piece in singles for bad in self._run([piece])]
+            return [bad for s in slices for piece in _rows_of(s) for bad in self._run([piece])]
         return self._run(slices)
+
+    def size(self, rows: int) -> int:
+        """How many rows a batch of `rows` runs as."""
+        return rows if self.bucket is None else self.bucket(rows)
 
     def _run(self, slices: Sequence[Slice]) -> list[Slice]:
         parts = [s.state.inputs(s.step, s.one, s.start, s.stop, self.dtype) for s in slices]
@@ -73,8 +78,7 @@ class Batcher:
             names = s.state.model.layered.names(s.one.keep)  # others in the batch may keep more
             own = {name: features[name][rows] for name in names if name in features}
             s.state.take(s.one, s.start, s.stop, output[rows], own)
-            if not all(finite[rows]):
-                bad.append(s)
+            bad += [one for one in _rows_of(s) if not all(finite[at + one.start - s.start : at + one.stop - s.start])]
             at += s.rows
         return bad
 
@@ -86,7 +90,7 @@ class Batcher:
             pivots += [at + p for p in s.one.pivots]
             at += s.rows
         rows = len(x)
-        extra = self.bucket(rows) - rows if self.bucket is not None else 0
+        extra = self.size(rows) - rows
         if extra > 0:
             index = torch.tensor([*range(rows), *[rows - 1] * extra], device=x.device)
             x, inputs = x[index], _picked(inputs, index)
@@ -103,8 +107,9 @@ def float32_copy(layered: LayeredUNet) -> LayeredUNet:
 
 
 def run_float32(slices: Sequence[Slice], layered: LayeredUNet) -> list[Slice]:
-    """Run rows again on a float32 UNet; those that are still not finite. What they keep stays in float32: a cached step
-    that takes it is not finite in float16, and so runs here too."""
+    """Run slices again on a float32 UNet, one by one, so that it does not matter what shared their batches; those that
+    are still not finite. What they keep stays in float32: a cached step that takes it is not finite in float16, and so
+    runs here too."""
 
     def forward(
         x: torch.Tensor, inputs: Inputs, part: Part, kept: Features, keep: Keep, pivots: tuple[int, ...]

@@ -14,12 +14,16 @@ import torch
 from obclip.cloud.parts import Keep, Part
 from obclip.cloud.unet import Features, Inputs, LayeredUNet
 
-BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+def bucket_sizes(most: int) -> tuple[int, ...]:
+    """Sizes that batches are padded to: 1, 2, 3, 4, 6, 8, 12, ..., `most`. At most a third of a batch is padding."""
+    steps = (2**k * half // 2 for k in range(most.bit_length()) for half in (2, 3))
+    return (*sorted({size for size in steps if size < most}), most)
 
 
-def bucket(rows: int, buckets: Sequence[int] = BUCKETS) -> int:
-    """The smallest batch size of `buckets` that holds `rows`; wider batches are not padded."""
-    return next((size for size in buckets if size >= rows), rows)
+def bucket(rows: int, sizes: Sequence[int]) -> int:
+    """The smallest of the rising `sizes` that holds `rows`; wider batches are not padded."""
+    return next((size for size in sizes if size >= rows), rows)
 
 
 class CompiledForward:

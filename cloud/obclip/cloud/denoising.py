@@ -39,17 +39,19 @@ class Texts:
 
 
 def encode_texts(model: CloudModel, request: Request, plan: Plan) -> Texts:
-    """Encode the prompts; the text of a row of several candidates is the mean of theirs.
+    """Encode the prompts, the negative one if a step is guided; the text of a row of several candidates is the mean of
+    theirs.
 
     Keys and values are linear in the text, so that the mean's are the mean of theirs and nothing is projected twice.
     InputError for a prompt that the text encoders cannot read whole.
     """
-    encoded = model.encode([request.negative_prompt, *request.candidates])
+    negative = [request.negative_prompt] if any(step.guided for step in plan.steps) else []
+    encoded = model.encode([*negative, *request.candidates])
     projected = model.project(encoded.hidden)
     index: dict[Row, int] = {}
-    members: list[list[int]] = []  # of encoded: 0 is the negative prompt, i + 1 candidate i
+    members: list[list[int]] = []  # of encoded
     for row in dict.fromkeys(row for step in plan.steps for row in step.rows):
-        words = [0] if row.branch is Branch.UNCONDITIONAL else [m + 1 for m in row.members]
+        words = [0] if row.branch is Branch.UNCONDITIONAL else [len(negative) + m for m in row.members]
         if words not in members:
             members.append(words)
         index[row] = members.index(words)

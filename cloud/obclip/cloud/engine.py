@@ -7,15 +7,11 @@ from collections.abc import Callable
 import torch
 
 from obclip.cloud.denoising import Denoising
+from obclip.cloud.errors import CancelledError
 from obclip.cloud.model import CloudModel
 from obclip.cloud.plan import Plan, Step
-from obclip.core.errors import RunError
 from obclip.core.pairs import Pair
 from obclip.core.wire import Request, Response
-
-
-class CancelledError(RunError):
-    """The request was cancelled at a step boundary."""
 
 
 def never() -> bool:

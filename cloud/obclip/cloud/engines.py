@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from obclip.cloud.batch import Batcher, Slice
-from obclip.cloud.compiled import BUCKETS, CompiledForward, bucket
+from obclip.cloud.compiled import CompiledForward, bucket, bucket_sizes
 from obclip.cloud.denoising import Denoising
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import CloudModel
 from obclip.cloud.parts import Keep, Part
 from obclip.cloud.plans import Planner
+from obclip.cloud.rowcap import RowCap
 from obclip.cloud.scheduler import SchedulerLimits
 from obclip.cloud.stepper import StepEngine
 from obclip.core.pairs import Pair
@@ -32,13 +34,19 @@ def step_engine(
     """The step batcher.
 
     deterministic: what a request gets does not depend, bit for bit, on what shares its batches; on a CPU rows run one
-    by one, on a GPU every batch is padded to max_rows. compiled: torch.compile, and CUDA graphs on a GPU.
+    by one, on a GPU every batch is padded to max_rows, or to what is left of it after memory ran out. compiled:
+    torch.compile, and CUDA graphs on a GPU; batches are padded to a few sizes, each of which is compiled once.
     """
-    cuda = model.device.type == "cuda"
-    forward = CompiledForward(model.layered) if compiled else model.layered
-    pad = partial(bucket, buckets=(limits.max_rows,) if deterministic else BUCKETS)
-    batcher = Batcher(forward, bucket=pad if cuda or compiled else None, row_by_row=deterministic and not cuda)
-    sizes = [b for b in BUCKETS if b <= limits.max_rows] if compiled and not deterministic else [1]
+    cap = RowCap(limits.max_rows)
+    sizes: tuple[int, ...] = (1,)
+    alone = deterministic and model.device.type != "cuda"
+    pad: Callable[[int], int] | None = None
+    if deterministic and not alone:
+        pad = cap.pad
+    elif compiled and not alone:
+        sizes = bucket_sizes(limits.max_rows)
+        pad = partial(bucket, sizes=sizes)
+    batcher = Batcher(CompiledForward(model.layered) if compiled else model.layered, pad, row_by_row=alone)
     scheduler = SchedulerLimits(
         max_batch_rows=limits.max_rows,
         max_held_rows=limits.max_held_rows,
@@ -47,15 +55,23 @@ def step_engine(
         queue_timeout_s=limits.queue_timeout_s,
         service_timeout_s=limits.service_timeout_s,
     )
-    warm = partial(warm_up, model, pair, planner, batcher, sizes, limits.max_candidates)
-    return StepEngine(model, pair, scheduler, batcher, warm)
+    times = 2 if compiled else 1  # a CUDA graph is recorded when its function runs for the second time
+    warm = partial(warm_up, model, pair, planner, batcher, sizes, limits.max_candidates, times)
+    return StepEngine(model, pair, scheduler, batcher, warm, cap=cap)
 
 
 @torch.inference_mode()
 def warm_up(
-    model: CloudModel, pair: Pair, planner: Planner, batcher: Batcher, sizes: list[int], max_candidates: int
+    model: CloudModel,
+    pair: Pair,
+    planner: Planner,
+    batcher: Batcher,
+    sizes: Sequence[int],
+    max_candidates: int,
+    times: int = 1,
 ) -> None:
-    """Run every part of the UNet that a request's plan may have, with all that it may keep, in batches of `sizes` rows.
+    """Run every part of the UNet that a request's plan may have, with all that it may keep, in batches of `sizes` rows,
+    each so many times.
 
     Passes with pivots run as wide as their request is: their graphs depend on which rows are pivots.
     """
@@ -70,8 +86,9 @@ def warm_up(
                 whole = Slice(state, step, one, 0, len(one.rows))
                 if (one.part, one.keep) not in seen:
                     seen.add((one.part, one.keep))
-                    for size in () if one.pivots else sizes:
-                        batcher.run([replace(whole, stop=1)] * size)
+                    for batch in [[whole]] if one.pivots else [[replace(whole, stop=1)] * size for size in sizes]:
+                        for _ in range(times):
+                            batcher.run(batch)
                 batcher.run([whole])
             state.advance(step)
 

@@ -15,11 +15,12 @@ from obclip.core.wire import MAX_PROMPT_CHARS
 @dataclass(frozen=True)
 class Limits:
     """max_rows: rows (candidates x branches) in one UNet pass. max_held_rows: of all requests in work, whose kept
-    features are in memory. max_waiting, max_waiting_rows: requests, and rows of them, that may wait.
+    features are in memory; a request holds as many as its widest pass has. max_waiting, max_waiting_rows: requests, and
+    rows of them, that may wait; one may always.
 
-    A request counts as many rows as its widest pass has; one request may always wait. queue_timeout_s: until a
-    request's turn. service_timeout_s: from then on. body_timeout_s: for a client to send its request. InputError for a
-    limit that would serve nobody.
+    What waits counts in the step engine as it is held, in the serial one with the rows of its whole plan.
+    queue_timeout_s: until a request's turn. service_timeout_s: from then on. body_timeout_s: for a client to send its
+    request. InputError for limits that would serve nobody, or not the widest requests.
     """
 
     max_candidates: int = 64
@@ -39,6 +40,11 @@ class Limits:
                     raise InputError(f"{name} is {value}; it must be more than 0 seconds")
             elif value < 1:
                 raise InputError(f"{name} is {value}; it must be 1 or more")
+        if self.max_held_rows < self.max_rows:
+            raise InputError(
+                f"max_held_rows is {self.max_held_rows}, less than one request may hold: max_rows, {self.max_rows}; "
+                "raise max_held_rows or lower max_rows"
+            )
 
     @property
     def max_body_bytes(self) -> int:

@@ -11,23 +11,25 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from obclip.cloud.attention import project_text
-from obclip.cloud.text import Conditioning, Encoder, TextEncoders
+from obclip.cloud.hub import fetch_pipeline, fetch_unet
+from obclip.cloud.text import Conditioning, Encoder, TextEncoders, load_tokenizer
 from obclip.cloud.unet import LayeredUNet
+from obclip.cloud.weights import TEXT, UNET, weight_files, weights_in
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.files import sha256_file
 from obclip.core.pairs import ModelRef, Pair, resolve_source
 from obclip.core.schedule_config import ScheduleConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
+_PARTS = ("text_encoder", "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
 class CloudModel:
-    """Everything the engine needs. digest: SHA-256 over the weight files of text encoders and UNet."""
+    """Everything the engine needs. digest: SHA-256 over the weight files that text encoders and UNet come from."""
 
     text: TextEncoders
     layered: LayeredUNet
@@ -77,18 +79,22 @@ def load_model(
         raise InputError(f"dtype is {name!r}; choose one of {', '.join(_DTYPES)}")
     if where.type == "cpu" and name == "float16":
         raise InputError("float16 is slow and inexact on a CPU; use --dtype float32 or bfloat16")
-    folder = source or _folder(pair.cloud)
-    for part in _PARTS:
+    folder = source or _pipeline_folder(pair.cloud)
+    apart = None if source else pair.cloud.unet
+    for part in _PARTS if apart else ("unet", *_PARTS):
         if not (folder / part).is_dir():
             raise ModelMissingError(f"{folder} is no diffusers folder: it has no {part}/")
-    unet_folder = folder / "unet" if source or not pair.cloud.unet else _unet_folder(pair.cloud.unet)
-    load: dict[str, Any] = {"torch_dtype": _DTYPES[name], "local_files_only": True}
+    texts = [folder / part for part in ("text_encoder", "text_encoder_2") if (folder / part).is_dir()]
+    unet_folder = _unet_folder(apart) if apart else folder / "unet"
+    found = {text: weights_in(text, TEXT) for text in texts} | {unet_folder: weights_in(unet_folder, UNET)}
+    files = [file for part, weights in found.items() for file in weight_files(part, weights)]
+    load: dict[str, Any] = {"torch_dtype": _DTYPES[name], "local_files_only": True, "use_safetensors": True}
     with ThreadPoolExecutor(1) as beside:  # reads what is loaded: gigabytes at a few hundred MB/s
-        digest = beside.submit(_weights_digest, [*sorted(folder.glob("text_encoder*")), unet_folder])
+        digest = beside.submit(_digest_of, files)
         try:
-            unet = UNet2DConditionModel.from_pretrained(unet_folder, **load)
-            text = _load_text(folder, load)
-        except (OSError, ValueError, KeyError) as error:
+            unet = UNet2DConditionModel.from_pretrained(unet_folder, variant=found[unet_folder].variant, **load)
+            text = _load_text(folder, [load | {"variant": found[text].variant} for text in texts])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelMissingError(f"the model at {folder} cannot be loaded: {error}") from error
     _check_shape(pair, unet, len(text.encoders))
     for encoder in text.encoders:
@@ -103,46 +109,30 @@ def load_model(
     )
 
 
-def _load_text(folder: Path, load: dict[str, Any]) -> TextEncoders:
+def _load_text(folder: Path, loads: list[dict[str, Any]]) -> TextEncoders:
+    """loads: from_pretrained's options for each text encoder."""
     first = Encoder(
-        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        CLIPTextModel.from_pretrained(folder / "text_encoder", **load),
+        load_tokenizer(folder / "tokenizer"), CLIPTextModel.from_pretrained(folder / "text_encoder", **loads[0])
     )
-    if not (folder / "text_encoder_2").is_dir():
+    if len(loads) == 1:
         return TextEncoders((first,))
     second = Encoder(
-        CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", **load),
+        load_tokenizer(folder / "tokenizer_2"),
+        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", **loads[1]),
     )
     index = json.loads((folder / "model_index.json").read_text(encoding="utf8"))
     return TextEncoders((first, second), zero_empty=bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
-def _folder(ref: ModelRef) -> Path:
+def _pipeline_folder(ref: ModelRef) -> Path:
     found = resolve_source(ref, "cloud")
-    if isinstance(found, Path):
-        return found
-    parts = ["scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", *([] if ref.unet else ["unet"])]
-    return _download(found, ref.revision, ["model_index.json", *(f"{p}/*" for p in parts)])
+    return found if isinstance(found, Path) else fetch_pipeline(found, ref.revision, unet=ref.unet is None)
 
 
 def _unet_folder(source: str) -> Path:
     """A UNet kept apart from its pipeline, as latent consistency models are: its own folder, or in `unet/`."""
-    folder = Path(source) if Path(source).is_dir() else _download(source, None, ["*.json", "*.safetensors", "unet/*"])
+    folder = Path(source) if Path(source).is_dir() else fetch_unet(source)
     return folder / "unet" if (folder / "unet").is_dir() else folder
-
-
-def _download(source: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelMissingError(
-            f"{source} is neither a folder nor to be had from the hub ({type(error).__name__}); download it where "
-            "there is a network, then pass its folder with --model"
-        ) from error
 
 
 def _check_shape(pair: Pair, unet: UNet2DConditionModel, encoders: int) -> None:
@@ -158,8 +148,5 @@ def _check_shape(pair: Pair, unet: UNet2DConditionModel, encoders: int) -> None:
         )
 
 
-def _weights_digest(folders: list[Path]) -> str:
-    files = [p for folder in folders for p in sorted(folder.glob("*.safetensors"))]
-    if not files:
-        raise ModelMissingError(f"{folders[-1]} has no .safetensors weights; convert the model first")
+def _digest_of(files: list[Path]) -> str:
     return hashlib.sha256("".join(sha256_file(p) for p in files).encode()).hexdigest()

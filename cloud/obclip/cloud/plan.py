@@ -119,7 +119,8 @@ def build_plan(
     """The plan of `request` under `policies`, in passes of at most `max_rows` rows.
 
     Guidance of exactly 1 is the conditional prediction itself, so its other branch is left out; so it is for a UNet
-    into which guidance was distilled (latent consistency models). InputError for policies that do not fit together.
+    into which guidance was distilled (latent consistency models). InputError for policies that do not fit together, and
+    for pivots where max_rows is 1.
     """
     guided = request.guidance != 1.0 and not guidance_distilled
     table = plain_table(len(request.candidates), request.handoff, guided)
@@ -183,12 +184,17 @@ def _to_passes(cells: list[Cell], max_rows: int) -> list[Pass]:
 
 
 def _pivot_passes(part: Part, cells: list[Cell], max_rows: int) -> list[Pass]:
-    """Rows stay with their pivot in one pass; a group wider than a pass has its pivot in each of its passes."""
+    """Rows stay with their pivot in one pass; a group wider than a pass has its pivot in each of its passes.
+
+    InputError for passes of one row, which have no room beside the pivot.
+    """
+    if max_rows < 2:
+        raise InputError(f"max_rows is {max_rows}; rows that share a pivot need passes of 2 or more")
     passes = []
     for pivot in dict.fromkeys(c.pivot for c in cells):
         lead = next(c for c in cells if c.row == pivot)
         others = [c for c in cells if c.pivot == pivot and c.row != pivot]
-        for i in range(0, max(len(others), 1), max(max_rows - 1, 1)):
+        for i in range(0, max(len(others), 1), max_rows - 1):
             some = [lead, *others[i : i + max_rows - 1]]
             passes.append(
                 Pass(part, tuple(c.row for c in some), tuple(c.source or c.row for c in some), pivots=(0,) * len(some))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -81,6 +82,16 @@ def deployment_settings(options: ServeOptions, gpus: bool) -> dict[str, Any]:
     }
 
 
+def with_absolute_paths(options: ServeOptions) -> ServeOptions:
+    """The same options for a process that starts in another folder, as Ray's do."""
+    files = ("model", "keys", "tls_cert", "tls_key")
+    changed: dict[str, Any] = {name: path.absolute() for name in files if (path := getattr(options, name)) is not None}
+    for name in ("pair", "plan"):
+        if (text := getattr(options, name)) is not None and text.endswith(".toml"):
+            changed[name] = str(Path(text).absolute())
+    return replace(options, **changed)
+
+
 @contextmanager
 def ray_cloud(options: ServeOptions, token: str | None) -> Iterator[Cloud]:
     """Replicas on the cluster at RAY_ADDRESS, or on a Ray of this machine's own; taken down at the end of the block.
@@ -89,16 +100,16 @@ def ray_cloud(options: ServeOptions, token: str | None) -> Iterator[Cloud]:
     """
     if options.replicas < 1 or (options.max_replicas or options.replicas) < options.replicas:
         raise InputError(f"replicas are {options.replicas} to {options.max_replicas}; wanted 1 or more, and rising")
-    tls = check_tls(options.tls_cert, options.tls_key)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # and take two requests' lines for one
     try:
         ray, serve = importlib.import_module("ray"), importlib.import_module("ray.serve")
     except ImportError as error:
         raise ModelMissingError(f"--ray needs {error.name}: pip install 'obclip[cloud,ray]'") from error
+    options = with_absolute_paths(options)
+    tls = check_tls(options.tls_cert, options.tls_key)
     with listen(options.host, options.port) as listener:
         port = listener.getsockname()[1]  # Ray's proxy binds it; here it is only found to be free
-    paths = {name: p.absolute() for name in ("model", "keys") if (p := getattr(options, name)) is not None}
     address = os.environ.get("RAY_ADDRESS")
     ray.init(address=address, **({} if address else {"include_dashboard": False}))
     if any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
@@ -112,7 +123,7 @@ def ray_cloud(options: ServeOptions, token: str | None) -> Iterator[Cloud]:
         serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
         gpus = (options.device or "cuda").startswith("cuda") and ray.cluster_resources().get("GPU", 0) > 0
         settings = deployment_settings(options, gpus) | {"name": APP, "logging_config": quiet}
-        app = serve.deployment(**settings)(serve.ingress()(Replica)).bind(replace(options, ray=True, **paths), token)
+        app = serve.deployment(**settings)(serve.ingress()(Replica)).bind(replace(options, ray=True), token)
         try:
             handle = serve.run(app, name=APP, route_prefix="/")
         except RuntimeError:

@@ -31,6 +31,10 @@ class RowCap:
         self.patience, self._good = min(2 * self.patience, _MOST_PATIENCE), 0
         return self.rows
 
+    def pad(self, rows: int) -> int:
+        """Batches of one size, whatever is in them: that of the cap."""
+        return max(rows, self.rows)
+
     def good(self) -> int | None:
         """A batch went well: the new cap, if it grows now."""
         if self.rows == self.most:

@@ -1,7 +1,8 @@
 """A batch run, whatever happens to it: whoever broke it fails, the others' rows are done.
 
-Rows share nothing but a kernel launch, so a batch that raised is run again request by request, and rows that were not
-finite once more in float32. Running rows twice does no harm: a request's latents change in `advance` alone.
+Rows share nothing but a kernel launch, so a batch that raised is run again request by request, unless memory ran out
+(all of its requests fail, and later batches are smaller) or the device is gone; rows that were not finite are run once
+more in float32, one by one. Running rows twice does no harm: a request's latents change in `advance` alone.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from obclip.core.errors import RunError
 
 @dataclass
 class Outcome:
-    """failed: requests by number, with why. rerun_rows: that ran again in float32. overflow: the rows of the smallest
-    batch that did not fit into memory, None if all did."""
+    """failed: requests by number, with why. rerun_rows: that ran again in float32. overflow: the rows, padding
+    included, of the smallest batch that did not fit into memory, None if all did."""
 
     failed: dict[int, RunError] = field(default_factory=dict)
     rerun_rows: int = 0
@@ -58,7 +59,7 @@ class Runner:
             return
         # The exception is gone by now, and with its traceback what kept the batch's tensors in memory.
         if isinstance(fault, errors.OutOfMemoryError):
-            self._overflow(sum(s.rows for s in slices.values()), outcome)
+            self._overflow(self.batcher.size(sum(s.rows for s in slices.values())), outcome)
         if len(slices) == 1 or isinstance(fault, (errors.OutOfMemoryError, errors.DeadEngineError)):
             outcome.failed |= dict.fromkeys(slices, fault)
             return

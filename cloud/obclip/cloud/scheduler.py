@@ -105,11 +105,6 @@ class Scheduler:
         ended, self._ended = tuple(self._ended), []
         return ended
 
-    def wake_s(self, now: float) -> float | None:
-        """Seconds until a waiting job's time is up. None if no job waits, as always when `schedule` gave no batch."""
-        until = [r.job.arrived_s + self.limits.queue_timeout_s for r in self._runs.values() if r.admitted_s is None]
-        return max(min(until) - now, 0.0) if until else None
-
     def cancel(self, job_id: int) -> None:
         """Give a job up: now if it waits or is between two steps, else at the next boundary. One whose last step is in
         flight finishes all the same. Nothing happens for a job that is not here, or was cancelled already."""

@@ -46,6 +46,7 @@ class _Entry:
     spans: list[Span] = field(default_factory=list)
     stop: RunError | None = None  # why it is to be given up at the next step boundary
     started_s: float = 0.0
+    ended: bool = False
 
 
 class SerialEngine:
@@ -117,14 +118,16 @@ class SerialEngine:
         if self._thread.is_alive():
             self._thread.join(drain_s)
         with self._changed:
-            left = list(self._waiting)
+            left, running = list(self._waiting), self._running
             self._waiting.clear()
-            if self._running is not None:
-                self._running.stop = self._running.stop or gone
+            if running is not None:
+                running.stop = running.stop or gone
         for entry in left:
             self._settle(entry, gone)
         if self._thread.is_alive():
             self._thread.join(_LAST_STEP_S)
+        if running is not None:
+            self._settle(running, gone)  # its step hangs, or it has ended by now
 
     def _cancel(self, entry: _Entry) -> None:
         error = errors.CancelledError("the request was cancelled")
@@ -144,6 +147,7 @@ class SerialEngine:
             finally:
                 with self._changed:
                     self._running = None
+                del entry  # its prompts would stay here until the next one comes
 
     def _next(self) -> _Entry | None:
         """The request whose turn it is; None once the engine is closed or dead and nothing waits."""
@@ -180,12 +184,14 @@ class SerialEngine:
         seconds = self._clock() - entry.started_s
         per_row = seconds / max(entry.job.plan.rows, 1)
         self._seconds_per_row += 0.3 * (per_row - self._seconds_per_row)
-        self._tell("finished", rows=entry.job.plan.rows, seconds=seconds)
-        self._release(entry)
-        entry.future.set_result(response)
+        if self._end(entry):
+            self._tell("finished", rows=entry.job.plan.rows, seconds=seconds)
+            entry.future.set_result(response)
 
     def _settle(self, entry: _Entry, error: RunError) -> None:
-        """End a request with an error. A dead engine ends all of them."""
+        """End a request with an error, unless it has ended. A dead engine ends all of them."""
+        if not self._end(entry):
+            return
         if isinstance(error, errors.CancelledError):
             self._tell("cancelled")
         elif isinstance(error, (errors.QueueTimeoutError, errors.ServiceTimeoutError)):
@@ -200,17 +206,19 @@ class SerialEngine:
                 self._refusal = error
                 others = list(self._waiting)
                 self._waiting.clear()
-        self._release(entry)
         for one in (entry, *others):
             one.future.set_exception(fresh(error))
         if isinstance(error, errors.DeadEngineError):
             self._tell("dead")
 
-    def _release(self, entry: _Entry) -> None:
-        """Whoever hears that a request is done finds its place free."""
+    def _end(self, entry: _Entry) -> bool:
+        """Free a request's place, before anybody hears that it is done. Whether the caller is to end its future: the
+        first to ask is, and no other."""
         with self._changed:
             if self._running is entry:
                 self._running = None
+            first, entry.ended = not entry.ended, True
+        return first
 
     def _tell(self, kind: EventKind, **values: float | str) -> None:
         self.on_event(Event(kind, values))

@@ -18,7 +18,7 @@ from obclip.cloud.engines import step_engine
 from obclip.cloud.keys import read_keys
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import load_model
-from obclip.cloud.plans import load_planner
+from obclip.cloud.plans import default_plan, load_planner, read_plan
 from obclip.cloud.server import Server, check_tls, is_loopback, listen, metrics_server
 from obclip.cloud.tracing import configured_tracer
 from obclip.core.errors import InputError, ObclipError, RunError
@@ -31,9 +31,9 @@ class ServeOptions:
 
     token, keys: wanted of every client, and without either only loopback is served; the token by default from
     OBCLIP_TOKEN. plan: what is reused, by a pair's name, a TOML file, or "plain" for nothing; by default the pair's
-    own. engine: step batches all requests' rows; serial runs one request after the other. deterministic, compile: as in
-    engines.step_engine. tls_cert, tls_key: PEM files. metrics_port: on loopback;
-    else /metrics is on the main port. limits and seconds: as in Limits.
+    own, if it has one. engine: step batches all requests' rows; serial runs one request after the other. deterministic,
+    compile: as in engines.step_engine. tls_cert, tls_key: PEM files. metrics_port: on loopback; else /metrics is on the
+    main port. limits and seconds: as in Limits.
 
     ray: under Ray Serve, `replicas` processes and up to `max_replicas` under load, one on each GPU, or with `ray_cpus`
     CPUs each where there is none. Metrics are then each replica's, from metrics_port on.
@@ -88,6 +88,8 @@ def run_server(options: ServeOptions) -> None:
     tls = check_tls(options.tls_cert, options.tls_key)
     limits_of(options)
     load_pair(options.pair)
+    if options.plan is not None:
+        read_plan(options.plan)
     if options.ray:
         from obclip.cloud.ray_app import run_ray
 
@@ -120,9 +122,8 @@ def build_app(options: ServeOptions, token: str | None) -> FastAPI:
     limits, tracer = limits_of(options), configured_tracer(version("obclip"))
     pair = load_pair(options.pair)
     model = load_model(pair, options.device, options.dtype, options.model)
-    planner = load_planner(
-        options.plan or pair.name, pair.steps, model.layered.depth, options.max_rows, model.guidance_distilled
-    )
+    plan = default_plan(pair.name) if options.plan is None else options.plan
+    planner = load_planner(plan, pair.steps, model.layered.depth, options.max_rows, model.guidance_distilled)
     engine = None  # the service's own: one request after the other
     if options.engine == "step":
         engine = step_engine(

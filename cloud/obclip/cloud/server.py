@@ -55,6 +55,13 @@ class Server(uvicorn.Server):
         self.interrupted = False
         self._ready_file, self._drain_s, self._until_s = ready_file, drain_s, 0.0
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to go down. Raises what kept the application from starting, if anything did."""
+        try:
+            super().run(sockets)
+        except SystemExit:  # uvicorn's, for an application that did not start
+            raise self.service.failure or RunError("the server did not start; the lines above say why") from None
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from obclip.cloud import plans
 from obclip.cloud.auth import Client
 from obclip.cloud.errors import OverloadedError
 from obclip.cloud.limits import Limits, RateLimiter, retry_after
@@ -22,7 +23,7 @@ from obclip.cloud.responses import ProblemError, draining, problem_of
 from obclip.cloud.serial import QueueLimits, SerialEngine
 from obclip.cloud.tracing import Tracer
 from obclip.cloud.work import Engine, Event, Job, Span
-from obclip.core.errors import InputError, RunError
+from obclip.core.errors import InputError, ObclipError, RunError
 from obclip.core.pairs import Pair
 from obclip.core.schedule import SOLVERS, build_schedule
 from obclip.core.wire import PROTOCOL, Capabilities, Request, Response
@@ -37,7 +38,10 @@ class ClientGoneError(Exception):
 
 
 class Service:
-    """One pair's model behind one engine. engine, planner: by default one request at a time, nothing reused."""
+    """One pair's model behind one engine. engine, planner: by default one request at a time, nothing reused.
+
+    in_flight: requests that were let in. failure: why it could not start.
+    """
 
     def __init__(
         self,
@@ -54,10 +58,11 @@ class Service:
         self.model, self.pair, self.limits, self.version = model, pair, limits, version
         self.engine = engine or serial_engine(model, pair, limits)
         self.engine.on_event = self._on_event
-        self.planner = planner or (lambda request: plain_plan(request, limits.max_rows, model.guidance_distilled))
+        self.planner = planner or plans.Planner(plans.PLAIN, pair.steps, (), limits.max_rows, model.guidance_distilled)
         self.tracer, self.limiter = tracer or Tracer(), limiter or RateLimiter()
         self.metrics = Metrics(lambda: self.engine.load, lambda: self.state)
         self.in_flight = 0
+        self.failure: ObclipError | None = None
         self._started = self._draining = self._dead = False
 
     @property
@@ -67,8 +72,17 @@ class Service:
         return "draining" if self._draining else "ready" if self._started else "starting"
 
     def start(self) -> None:
-        """Warm the engine up; ready from then on."""
-        self.engine.start()
+        """Warm the engine up; ready from then on. If the model cannot run: RunError, and a line in the log."""
+        try:
+            self.engine.start()
+        except Exception as error:
+            log.error("warm_up_failed", error)
+            said = (
+                f"the model failed in its first passes ({type(error).__name__}; where: the log's line warm_up_failed). "
+                "If memory ran out, lower --max-rows; if compiling failed, leave --compile out"
+            )
+            self.failure = error if isinstance(error, ObclipError) else RunError(said)
+            raise self.failure from None
         self._started = True
 
     def drain(self) -> None:

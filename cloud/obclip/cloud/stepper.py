@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 
 import torch
 
@@ -31,7 +32,8 @@ _LAST_STEP_S = 10.0  # how long a batch that is under way may still take when th
 
 
 class StepEngine:
-    """batcher: runs batches. warm_up: called by `start`. clock: monotonic seconds, for deadlines."""
+    """batcher: runs batches. warm_up: what the engine's thread does first (CUDA graphs belong to the thread that made
+    them). clock: monotonic seconds, for deadlines. cap: of a batch's rows; given where the batcher pads to it."""
 
     def __init__(
         self,
@@ -41,17 +43,19 @@ class StepEngine:
         batcher: Batcher | None = None,
         warm_up: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        cap: RowCap | None = None,
     ) -> None:
         self.model, self.pair, self.limits = model, pair, limits
         self.on_event: Callable[[Event], None] = ignore
         self._runner = Runner(model, batcher or Batcher(model.layered))
         self._scheduler, self._warm_up, self._clock = Scheduler(limits), warm_up, clock
-        self._cap = RowCap(limits.max_batch_rows)
+        self._cap = cap or RowCap(limits.max_batch_rows)
         self._live: dict[int, Live] = {}
         self._next_id = 0
         self._refusal: RunError | None = None  # why nothing more is taken in
         self._stopping = False
         self._changed = threading.Condition()
+        self._warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._loop, name="obclip-engine", daemon=True)
 
     @property
@@ -69,8 +73,9 @@ class StepEngine:
         )
 
     def start(self) -> None:
-        self._warm_up()
+        """As Engine.start. Raises what warming up raised; the engine is dead then."""
         self._thread.start()
+        self._warm.result()
 
     def submit(self, job: Job) -> Ticket:
         """As Engine.submit; FailedError for a request that can never fit."""
@@ -113,6 +118,13 @@ class StepEngine:
         self._report(done)
 
     def _loop(self) -> None:
+        try:
+            self._warm_up()
+        except BaseException as error:
+            self._die(errors.DeadEngineError("the engine could not start"))
+            self._warm.set_exception(error)
+            return
+        self._warm.set_result(None)
         try:
             while (found := self._next()) is not None:
                 self._report(found[1])
@@ -189,14 +201,23 @@ class StepEngine:
     def _halve(self, rows: int) -> None:
         """After out-of-memory in a batch of `rows`: half as many in a batch, until it has gone well for long."""
         with self._changed:
+            padded = self._runner.batcher.size(1)
             done = self._scheduler.shrink(self._cap.overflow(rows))
         self._tell("oom", rows=self._cap.rows)
+        self._compare(padded)
         self._report(done)
 
     def _grow(self) -> None:
         with self._changed:
+            padded = self._runner.batcher.size(1)
             if (cap := self._cap.good()) is not None:
                 self._scheduler.grow(cap)
+        self._compare(padded)
+
+    def _compare(self, padded: int) -> None:
+        """Tell if batches were padded to `padded` rows, and to another number now."""
+        if (rows := self._runner.batcher.size(1)) != padded:
+            log.warning("padding", rows=rows, note="answers may differ in their last bits from those before")
 
     def _die(self, error: RunError) -> None:
         """End all requests, and everything."""

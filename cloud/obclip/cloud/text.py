@@ -6,13 +6,20 @@ second one's pooled output, and the picture's size as six numbers.
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPTokenizerFast
 
 from obclip.core.errors import InputError
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizerFast:
+    """CLIP's tokenizer in Rust. It keeps no words of what it reads: its cache of them has no room."""
+    tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+    tokenizer.backend_tokenizer.model._resize_cache(0)
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -25,26 +32,30 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Encoder:
-    """One tokenizer and its text encoder. The lock: requests are checked beside the thread that runs them."""
+    """One tokenizer and its text encoder. Any thread may tokenise: nothing here asks for padding or truncation, which
+    are the only state that a fast tokenizer has."""
 
-    tokenizer: CLIPTokenizer
+    tokenizer: CLIPTokenizerFast | CLIPTokenizer
     model: CLIPTextModel | CLIPTextModelWithProjection
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def max_tokens(self) -> int:
         return int(self.tokenizer.model_max_length)
 
+    def check(self, prompt: str) -> None:
+        """InputError for a prompt that does not fit; nothing is cut off unsaid."""
+        self._fit(self.tokenizer(prompt, verbose=False).input_ids)
+
     def tokenise(self, prompts: list[str]) -> torch.Tensor:
-        """int64 [M, max_tokens], padded. InputError for a prompt that does not fit; nothing is cut off unsaid."""
-        with self.lock:
-            longest = max(len(ids) for ids in self.tokenizer(prompts, truncation=False).input_ids)
-            if longest > self.max_tokens:
-                raise InputError(
-                    f"a prompt takes {longest} tokens; the text encoder takes {self.max_tokens}: shorten it"
-                )
-            batch = self.tokenizer(prompts, padding="max_length", max_length=self.max_tokens, return_tensors="pt")
-        return batch.input_ids
+        """int64 [M, max_tokens], padded. InputError as `check`."""
+        rows, pad = self.tokenizer(prompts, verbose=False).input_ids, self.tokenizer.pad_token_id
+        for ids in rows:
+            self._fit(ids)
+        return torch.tensor([ids + [pad] * (self.max_tokens - len(ids)) for ids in rows])
+
+    def _fit(self, ids: list[int]) -> None:
+        if len(ids) > self.max_tokens:
+            raise InputError(f"a prompt takes {len(ids)} tokens; the text encoder takes {self.max_tokens}: shorten it")
 
 
 @dataclass(frozen=True)
@@ -59,9 +70,10 @@ class TextEncoders:
         return min(e.max_tokens for e in self.encoders)
 
     def check(self, prompts: list[str]) -> None:
-        """InputError for a prompt that one of the encoders cannot read whole."""
-        for encoder in self.encoders:
-            encoder.tokenise(prompts)
+        """InputError for the first prompt that one of the encoders cannot read whole; those behind it are not read."""
+        for prompt in prompts:
+            for encoder in self.encoders:
+                encoder.check(prompt)
 
     @torch.inference_mode()
     def encode(self, prompts: list[str], device: torch.device) -> Conditioning:

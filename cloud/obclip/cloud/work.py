@@ -39,7 +39,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Load:
-    """What an engine has in hand. Rows count whole plans while waiting: one row is one evaluation of the UNet.
+    """What an engine has in hand. Rows: of the widest pass of each request in the step engine, which holds as many in
+    memory; of each whole plan, one an evaluation of the UNet, in the serial engine.
 
     row_capacity: the most rows that may wait. full: whether a job would be refused now, whatever its size.
     wait_s: an estimate of when there is room again.

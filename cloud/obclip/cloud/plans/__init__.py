@@ -21,6 +21,7 @@ from typing import Any
 from obclip.cloud.plan import Plan, Policy, build_plan
 from obclip.cloud.policies import DeepCache, GuidanceFrom, Prefix, SharedUnconditional, Tree
 from obclip.core.errors import InputError
+from obclip.core.files import read_text
 from obclip.core.wire import Request
 
 PLAIN = "plain"
@@ -76,28 +77,40 @@ class Planner:
         return build_plan(request, self.policies(request), self.max_rows, self.guidance_distilled)
 
 
+def shipped_plans() -> tuple[str, ...]:
+    """Names of the plans that come with this package: those of pairs."""
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")))
+
+
+def default_plan(pair: str) -> str:
+    """The plan of a pair's own, or "plain" for one that has none."""
+    return pair if pair in shipped_plans() else PLAIN
+
+
+def read_plan(source: str | Path) -> tuple[str, str]:
+    """A plan's name and its TOML; "plain" has none. InputError for what is no plan's name, or a file not there."""
+    name, path = str(source), Path(source)
+    if name == PLAIN:
+        return PLAIN, ""
+    if path.suffix == ".toml":
+        return path.stem, read_text(path)
+    if name not in shipped_plans():
+        known = ", ".join((PLAIN, *shipped_plans()))
+        raise InputError(f"no plan called {name!r}; there are {known}, or pass the path of a .toml file")
+    return name, (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf8")
+
+
 def load_planner(
     source: str | Path, steps: int, depth: int, max_rows: int = 64, guidance_distilled: bool = False
 ) -> Planner:
-    """The planner of a pair's name, a TOML file, or "plain" (nothing reused). steps: the pair's; depth: the UNet's.
+    """The planner of a shipped plan, a TOML file, or "plain" (nothing reused). steps: the pair's; depth: the UNet's.
 
-    A pair without a file of its own is run plain. InputError for a file that cannot be read or means nothing.
+    InputError for what is no plan, cannot be read or means nothing.
     """
-    if source == PLAIN:
-        return Planner(PLAIN, steps, (), max_rows, guidance_distilled)
-    path = Path(source)
-    if path.suffix == ".toml":
-        try:
-            text = path.read_text(encoding="utf8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the plan {path} cannot be read ({type(error).__name__})") from error
-        name = path.stem
-    else:
-        found = resources.files(__name__) / f"{source}.toml"
-        if not found.is_file():
-            return Planner(PLAIN, steps, (), max_rows, guidance_distilled)
-        name, text = str(source), found.read_text(encoding="utf8")
-    return Planner(name, steps, _classes(name, text, depth), max_rows, guidance_distilled)
+    name, text = read_plan(source)
+    classes = () if source == PLAIN else _classes(name, text, depth)
+    return Planner(name, steps, classes, max_rows, guidance_distilled)
 
 
 def _classes(name: str, text: str, depth: int) -> tuple[RequestClass, ...]:
