@@ -24,6 +24,8 @@ from obclip.cloud.policies import (
     DeepCache,
     GuidanceFrom,
     Prefix,
+    PublishedCache,
+    PublishedReuse,
     SharedUnconditional,
     Tree,
 )
@@ -56,6 +58,13 @@ guidance_from = 3
 """
 
 
+PUBLISHED = """
+[[class]]
+published_cache = { attention_from = 2, skip_from = 3, refresh = 4 }
+published_reuse = 2
+"""
+
+
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Callable[[str], Path]:
     def write(text: str) -> Path:
@@ -75,6 +84,13 @@ def test_a_request_gets_the_policies_of_the_first_class_that_it_fits(plan_file: 
     assert planner.policies(more.request) == [Tree((2, 6)), GuidanceFrom(3)]
     for one in (narrow, wide, more):
         assert planner(one.request) == build_plan(one.request, planner.policies(one.request))
+
+
+def test_the_papers_cache_and_reuse_can_be_served(plan_file: Callable[[str], Path]):
+    planner = load_planner(plan_file(PUBLISHED), FIRST_T, DEPTH)
+    assert planner.policies(job(3, 6).request) == [PublishedCache(2, 3, DEPTH, 4), PublishedReuse(2)]
+    doubled = load_planner(plan_file(PUBLISHED), 2 * FIRST_T, DEPTH)
+    assert doubled.policies(job(3, 6).request) == [PublishedCache(1, 1, DEPTH, 4), PublishedReuse(1)]
 
 
 def test_step_numbers_are_scaled_to_the_requests_own_steps(plan_file: Callable[[str], Path]):
@@ -128,6 +144,8 @@ def test_a_name_that_is_no_plan_is_refused_with_those_that_are(name: str):
         ("[[class]]\ndeep_cache = { depth = 2 }", "deep_cache must be"),
         ("[[class]]\ndeep_cache = { depth = 2, every = 0 }", "deep_cache must be"),
         ("[[class]]\ndeep_cache = { depth = 2, every = 2, last = 3 }", "deep_cache must be"),
+        ("[[class]]\npublished_cache = { skip_from = 2 }", "published_cache must be"),
+        ("[[class]]\npublished_reuse = { until = 2 }", "published_reuse is {'until': 2}"),
         ("[[class]]\ndeep_cache = { depth = 5, every = 2 }", "has depth 5; this UNet has 4 up layers"),
     ],
 )
@@ -156,7 +174,7 @@ def planned(planner: Planner, jobs: Sequence[Job]) -> list[Job]:
     return [replace(one, plan=planner(one.request)) for one in jobs]
 
 
-@pytest.mark.parametrize("text", ["", CLASSES], ids=["plain", "policies"])
+@pytest.mark.parametrize("text", ["", CLASSES, PUBLISHED], ids=["plain", "policies", "published"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_server_warms_its_engine_up_and_answers(
     model: CloudModel, plan_file: Callable[[str], Path], text: str, deterministic: bool

@@ -6,6 +6,8 @@
     shared_unconditional = 0  # policies (obclip.cloud.policies); step counts are those of `steps` solver steps
     prefix = 3
     deep_cache = { depth = 2, every = 2 }
+    published_cache = { attention_from = 4, skip_from = 6, refresh = 5 }  # the ObCLIP paper's, and its reuse of the
+    published_reuse = 4                                                   # pivot's attention maps before that step
 
 A class depends on what the observer sees anyway: the number of candidates, of steps, and the guidance scale.
 """
@@ -19,22 +21,35 @@ from pathlib import Path
 from typing import Any
 
 from obclip.cloud.plan import Plan, Policy, build_plan
-from obclip.cloud.policies import DeepCache, GuidanceFrom, Prefix, SharedUnconditional, Tree
+from obclip.cloud.policies import (
+    DeepCache,
+    GuidanceFrom,
+    Prefix,
+    PublishedCache,
+    PublishedReuse,
+    SharedUnconditional,
+    Tree,
+)
 from obclip.core.errors import InputError
 from obclip.core.files import read_text
 from obclip.core.wire import Request
 
 PLAIN = "plain"
-_KEYS = ("shared_unconditional", "prefix", "tree", "guidance_from", "deep_cache")
+_KEYS = ("shared_unconditional", "prefix", "tree", "guidance_from", "deep_cache", "published_cache", "published_reuse")
+_TABLES = {  # key -> (wanted, optional)
+    "deep_cache": (("depth", "every"), ("first",)),
+    "published_cache": (("attention_from", "skip_from"), ("refresh",)),
+}
 
 
 @dataclass(frozen=True)
 class RequestClass:
-    """settings: policy name to its value in the file."""
+    """settings: policy name to its value in the file. depth: the UNet's up layers."""
 
     candidates: int
     handoff: int
     settings: dict[str, Any]
+    depth: int
 
     def policies(self, request: Request, steps: int) -> list[Policy]:
         """For a request of another number of steps than `steps`, step numbers are scaled, rounded down."""
@@ -52,9 +67,14 @@ class RequestClass:
                 found.append(Tree(tuple(at(v) for v in value)))
             elif name == "guidance_from":
                 found.append(GuidanceFrom(at(value)))
-            else:
+            elif name == "deep_cache":
                 first = max(at(value.get("first", 1)), 1)
                 found.append(DeepCache.every(value["every"], value["depth"], request.handoff, first))
+            elif name == "published_cache":
+                attention, skips = at(value["attention_from"]), at(value["skip_from"])
+                found.append(PublishedCache(attention, skips, self.depth, value.get("refresh", 5)))
+            else:
+                found.append(PublishedReuse(at(value)))
         return found
 
 
@@ -133,18 +153,19 @@ def _class(where: str, table: dict[str, Any], depth: int) -> RequestClass:
     for key, value in values.items():
         if key not in _KEYS:
             raise InputError(f"{where}: {key} is no policy; known are {', '.join(_KEYS)}")
-        if key == "deep_cache":
-            known = isinstance(value, dict) and {"depth", "every"} <= set(value) <= {"depth", "every", "first"}
+        if key in _TABLES:
+            wanted, more = _TABLES[key]
+            known = isinstance(value, dict) and set(wanted) <= set(value) <= {*wanted, *more}
             if not known or not all(_whole(v, 1) for v in value.values()):
-                raise InputError(f"{where}: deep_cache must be {{ depth, every, first }}, whole numbers from 1")
-            if value["depth"] > depth:
+                raise InputError(f"{where}: {key} must be {{ {', '.join((*wanted, *more))} }}, whole numbers from 1")
+            if value.get("depth", 0) > depth:
                 raise InputError(f"{where}: deep_cache has depth {value['depth']}; this UNet has {depth} up layers")
         elif key == "tree":
             if not isinstance(value, list) or not value or not all(map(_whole, value)) or value != sorted(value):
                 raise InputError(f"{where}: tree must be a rising list of steps")
         elif not _whole(value):
             raise InputError(f"{where}: {key} is {value!r}; it must be a step, a whole number from 0")
-    return RequestClass(limits[0], limits[1], values)
+    return RequestClass(limits[0], limits[1], values, depth)
 
 
 def _whole(value: object, least: int = 0) -> bool:
