@@ -58,6 +58,16 @@ def prompts(text: str) -> tuple[str, ...]:
         ("a woman {}", ["in her 60s or 70s", "who is 45 years old", "[30]", "at 60", "of 25 years"]),
         ("{} woman", ["70-odd year old", "30-40yo", "around 30 years old"]),
         ("a {} on a beach", ["blond man", "blonde woman"]),
+        ("a {} police officer fishing", ["retired", "young", "middle-aged"]),
+        ("my {} cooking", ["mother-in-law", "father-in-law"]),
+        ("my {} on a swing", ["oldest sister", "youngest sister", "oldest brother"]),
+        ("a {} woman", ["very pale", "extremely pale", "dark-skined", "slightly tanned"]),
+        ("a woman with {} skin", ["dark colored", "light coloured", "honey colored"]),
+        ("a woman, {}", ["age=25", "age: 70", "age - 45", "approx 70", "at least 60"]),
+        ("me and my {} at dinner", ["fiancée", "fiancé"]),
+        ("me and my {}", ["ex-wife", "ex-husband"]),
+        ("{} goblin", ["an old", "a young"]),
+        ("I'm a {} nurse", ["45 year old", "70-year-old", "young"]),
         ("{} in a pub", ["lads", "lasses"]),
         ("a {}", ["groom", "bridegroom", "bride"]),
         ("{} woman", ["a west african", "a central asian", "an indian"]),
@@ -161,11 +171,37 @@ def test_canonical_words(text: str, expected: str):
         "demoness", "a 25F in an office", "gender: m", "a half-black woman", "over 60, a woman",
         "an elderly feeding pigeons",
         "Will Smith eating spaghetti", "Lady Gaga on stage", "a woman from Nigeria", "a girl from Japan",
+        "asian portrait, soft light", "african close-up", "gen z woman", "a gen-z streamer",
+        "1girl, asian\nred dress, smile", "woman, old BREAK red dress", "woman, asian makeup",
+        "a woman who appears to be black", "she should be black", "she's not black", "a woman that's black",
+        "make the woman black", "1girl black", "woman, black --ar 16:9", "a woman, half black", "a woman, very black",
+        "ethnicity black, a woman", "a doctor - black - smiling", "a doctor / black / smiling",
+        "I am black, draw me", "I am asian", "I'm black, draw me", "we are black", "you are black",
+        "I am 45 years old, draw me", "I am 45", "young me", "an old me", "old version of me", "me but black",
+        "woman 25", "25 woman", "a 25 year woman", "woman, 20s to 30s", "woman (20s)", "woman 60s", "a woman ~70",
+        "she is 60 now", "she must be 60", "her 70th birthday", "born 1950, a woman", "woman, 25.5 years old",
+        "woman, 2 5 years old", "woman, 70 1/2 years old", "a dark woman", "an olive woman", "a light brown woman",
+        "a woman and her younger self", "young version of a woman", "an old man and a young one", "someone black",
+        "somebody asian", "everyone is black", "two friends, one black and one white", "two women, both black",
+        "me (24f) and my dog", "my friend (F25)", "F, smiling", "a doctor (f)", "24/f in a dress",
+        "\u5973\u4eba", "\u7f8e\u5973, smile", "homme smiling", "shota", "an asian:1.2 woman", "asian+ woman",
+        "a black:1.2 woman", "half asian half white woman",
     ],
 )  # fmt: skip
 def test_what_was_sent_in_the_clear_is_refused(text: str):
     with pytest.raises(PrivacyError):
         candidate_set(text, DEFAULT)
+
+
+@pytest.mark.parametrize("text", ["woman of muslim faith", "a man of jewish religion"])
+def test_faith_said_behind_a_person_is_refused_where_it_is_protected(text: str):
+    with pytest.raises(PrivacyError):
+        candidate_set(text, load_policy("sensitive"))
+
+
+def test_blond_hair_is_nobody():
+    found = candidate_set("a woman with long blonde hair", DEFAULT, Options(hide=("gender",)))
+    assert found.prompts == tuple(f"a {who} with long blond hair" for who in ("man", "person", "woman"))
 
 
 @pytest.mark.parametrize("text", ["elderly hands", "young face", "an asian face", "her skin is dark"])
@@ -184,7 +220,10 @@ def test_negative_prompts_about_parts_of_people_are_refused(text: str):
         "a splash of color", "black widow spider", "god rays over a forest", "a black cowboy hat",
         "an 18th century map",
         "an 8k render", "an FBI agent", "a UFO over a city", "glowing skin, golden light", "a turkey farmer",
-        "japanese garden, old stones, moss",
+        "japanese garden, old stones, moss", "old portrait in a frame", "retired boats in a harbour",
+        "an old car and a new one", "an old version of windows", "f/1.8 bokeh, a tree", "a 2,000 year old temple",
+        "a 5 year plan", "dark elf forest", "caf\u00e9 in Paris", "long blonde hair, blue eyes",
+        "a black cat, all black",
     ],
 )  # fmt: skip
 def test_what_is_about_nobody_still_passes(text: str):

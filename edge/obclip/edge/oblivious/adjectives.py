@@ -16,6 +16,8 @@ _CROSSED = frozenset({",", "and", "or", "but", "&", "/"})
 _PEOPLES_ONLY = frozenset({"elderly", "geriatric"})
 _THINGS_TOO = frozenset({"old", "young", "older", "younger", "oldest", "youngest"})
 _OF_ITS_PART = re.compile(r"\w*(?:haired|eyed|lipped|winged|furred|feathered|maned|clad|robed|gowned|nailed)$")
+_OF_THOSE_NAMED = frozenset({"one", "ones", "me", "myself", "self", "version", "versions"})
+_HOW = frozenset({"very", "rather", "quite", "extremely", "slightly", "deathly", "naturally", "really"})
 _DOER = re.compile(r"\w{3,}(?:ers?|ors?|ists?)$")
 _COMPARED = frozenset({"older", "oldest", "elder", "eldest", "younger", "youngest"})
 
@@ -27,7 +29,8 @@ class Adjectives(Loose):
             if token.kind not in ("adjective", "years") or i in self.dropped or i in self.public:
                 continue
             near = token.text in self.policy.public_adjectives
-            if token.kind == "adjective" and self._is_said_by_verb(i, near):
+            half = self._text(self._next(i, -1)) == "half" and token.attribute == "ethnicity" and self._has_people()
+            if token.kind == "adjective" and (half or self._is_said_by_verb(i, near)):
                 raise PrivacyError(
                     f"{token.text!r} is said of someone by a verb and cannot be placed; put it right before the person "
                     "word, leave it out, or let it through with --allow"
@@ -64,6 +67,9 @@ class Adjectives(Loose):
                     self.people[person].sexed = True
                     self._set(person, "gender", "woman", i)
             self.place.setdefault(head, i)
+            how = self._next(i, -1)
+            if how is not None and token.attribute == "skin" and self._text(how) in _HOW:  # no tone takes it along
+                self._drop(how)
             self._drop(i)
             self._drop_joint(i)
 
@@ -168,8 +174,11 @@ class Adjectives(Loose):
         return None
 
     def _is_somebodys(self, i: int, j: int, near: bool) -> bool:
-        """ "Old hands", "asian features", "of african descent"; of colours "black hands", not "black hair"."""
+        """ "Old hands", "asian features", "of african descent", "a man and a young one"; of colours "black hands", not
+        "black hair"."""
         words = set(self.context["human_coloured" if near and self.tokens[i].attribute != "age" else "human"])
+        if self._text(j) in _OF_THOSE_NAMED:
+            return self._has_people()
         if self.tokens[i].attribute == "skin":
             words |= set(self.context["human_skinned"])
         if self.tokens[i].attribute == "ethnicity" and not near:

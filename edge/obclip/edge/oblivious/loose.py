@@ -15,12 +15,26 @@ _AGING = frozenset({"looks", "look", "looking", "turns", "turning", "turned", "p
 _LINKS = "is was are were looks look like as tone tones color colour : = the a an very so that which , warm rich deep"
 _LIKENS = frozenset(_LINKS.split())  # between "skin" and what it is like
 _SKIN = frozenset({"skin", "skins", "complexion", "complexions"})
-_SOME = frozenset({"one", "other", "others", "both", "all", "they", "each"})
+_SOME = frozenset({"one", "other", "others", "each"})
 _BOTH_COLOURS = frozenset({"black and white", "white and black", "black-and-white"})
 _OF_A_PEOPLE = frozenset({"half", "non", "all", "american", "british", "passing", "mixed"})
 _ABOUT_PLACES = frozenset({"the", "south", "north", "east", "west", "southern", "northern", "rural", "central"})
 _THINGS = frozenset({"turkey", "china", "chile", "guinea", "jordan"})
 _JOINS = frozenset({"-", "/", "&"})
+_SELVES = frozenset({"i", "im", "me", "myself", "we", "us", "you", "they"})
+_SELF_IS = frozenset({"i'm", "im", "who's", "they're", "we're", "you're"})
+_ANYONE = frozenset({"someone", "somebody", "anyone", "anybody", "everyone", "everybody"})
+# between someone and what is said of them: "appears to be black", "is not very black", "half black", "ethnicity black"
+_SAYING = (
+    "is are was were am be been being to not very so really quite rather half part mostly preferably also both all as "
+    "appears appear appearing seems seem looks look looking identifies identify must should could would might may will "
+    "who that but that's he's she's they're race ethnicity"
+)
+_SAYS = frozenset(_SAYING.split())
+_YEARS = frozenset({"year", "years", "yr", "yrs"})
+_NOW = frozenset({"now", "today", "already"})
+_TONES_ALONE = frozenset({"dark", "olive", "caramel", "honey"})
+_WEIGHTS = frozenset({":", "+"})
 
 
 class Loose(Nouns):
@@ -49,6 +63,33 @@ class Loose(Nouns):
                 )
             elif token.kind in ("thing", "word") and base(token.text) in _SKIN:
                 self._refuse_tone_near(i)
+            elif self._is_tone_of_someone(i):
+                raise PrivacyError(_loose_tone(token.text))
+
+    def _refuse_weights(self) -> None:
+        """ "Asian:1.2 woman", "black+ woman": a weight without brackets comes between a word and its person."""
+        for i, token in enumerate(self.tokens):
+            if token.kind != "adjective" or i + 1 == len(self.tokens) or self.tokens[i + 1].text not in _WEIGHTS:
+                continue
+            j = self._next(i)
+            while j is not None and (self.tokens[j].kind == "number" or self._text(j) in {*_WEIGHTS, "."}):
+                j = self._next(j)
+            if self._is_person(j):
+                raise PrivacyError(
+                    f"{token.text!r} has a weight between it and the person; put both in brackets, "
+                    f"'({token.text} {self._text(j)}:1.2)', or leave it out"
+                )
+
+    def _is_tone_of_someone(self, i: int) -> bool:
+        """ "A dark woman", "a light brown man", not "a dark queen" or "a dark elf"."""
+        j = self._next(i)
+        shaded = self.tokens[i].text in ("light", "dark") and self._text(j) == "brown"
+        if j is not None and shaded:
+            j = self._next(j)
+        if not shaded and self.tokens[i].text not in _TONES_ALONE:
+            return False
+        noun = None if j is None else self.tokens[j].noun
+        return noun is not None and noun.role is None and noun.neutral_role is None and self._is_person(j)
 
     def _settle_years(self, i: int) -> None:
         """An age that is one only behind a person, or said of a thing by a verb, becomes words; "who is 45 years old"
@@ -62,7 +103,7 @@ class Loose(Nouns):
                 self._drop(subject)
                 self._drop(before)
                 return
-            if self._is_person(subject) or self._kind(subject) == "pronoun":
+            if self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in _SELVES:
                 raise PrivacyError(
                     f"{token.text!r} is said of someone by a verb and cannot be placed; say 'a 25-year-old woman', "
                     "leave it out, or let it through with --allow"
@@ -77,15 +118,46 @@ class Loose(Nouns):
             self.tokens[i] = replace(token, kind="word", frame="")
 
     def _may_be_age(self, i: int) -> bool:
-        """ "20s woman", "looks 50", "who's 60", "born in 1950"."""
+        """ "20s woman", "looks 50", "who's 60", "born in 1950", "I am 45", "woman 25", "25 year woman", "her 70th
+        birthday"."""
         text, before, after = self.tokens[i].text, self._next(i, -1), self._next(i)
+        if self._text(before) == "born" and len(text) == 4:
+            return True
+        if self._is_age_beside(i, before, after):
+            return True
         decade = text.isdigit() and len(text) == 2 and text.endswith("0")
         if decade and after is not None and self._text(after) == "s" and self._is_person(self._next(after)):
             return True
         if len(text) == 4 and text.isdigit() and self._text(before) == "in" and before is not None:
             return self._text(self._next(before, -1)) == "born"
-        said = self._text(before) in _AGING or (self._text(before).endswith("'s") and self._has_people())
-        return said and self._closes(i)
+        said = self._text(before) in {*_AGING, "i'm", "im"} or (
+            self._text(before).endswith("'s") and self._has_people()
+        )
+        if before is not None and self._text(before) in {*_IS, "be"} - _AGING:
+            subject = self._next(before, -1)
+            modal = self._text(subject) in _SAYS and subject is not None
+            subject = self._next(subject, -1) if modal and subject is not None else subject
+            said = self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in _SELVES
+        return said and (self._closes(i) or self._text(after) in _NOW)
+
+    def _is_age_beside(self, i: int, before: int | None, after: int | None) -> bool:
+        """Of a number beside someone, or beside nobody: "25 woman", "woman 25", "woman (20s)", "woman, ~70"."""
+        text = self.tokens[i].text
+        beyond = None if after is None else self._next(after)
+        if self._text(after) == "th" and self._text(beyond) == "birthday":
+            return self._has_people()
+        if text in SPELLED or not (text.isdigit() and 13 <= int(text) <= 99):
+            return False
+        if self._text(after) in _YEARS and self._kind(beyond) == "noun" and self._is_person(beyond):
+            return True
+        if self._text(after) == "s" and after is not None:
+            marked = self._is_person(before) or self._text(before) in ("(", "[", ",")
+            return text.endswith("0") and marked and self._has_people() and self._closes(after)
+        if self._text(before) == "~":
+            return self._has_people() and self._closes(i)
+        alone = self._kind(after) == "noun" and self._is_person(after, plural=False)
+        behind = self._kind(before) == "noun" and self._is_person(before, plural=False) and self._closes(i)
+        return alone or behind
 
     def _is_country(self, i: int) -> bool:
         word, lexicon = base(self.tokens[i].text), self.policy.lexicon
@@ -155,7 +227,7 @@ class Loose(Nouns):
         """Whether no noun that the word at i could describe follows it."""
         j = self._next(i)
         if j is None or self.tokens[j].kind in ("punct", "pronoun"):
-            return self._text(j) not in _JOINS
+            return not self._joins(j)
         text = self.tokens[j].text
         if text in ("and", "or", "but"):
             k = self._next(j)
@@ -167,28 +239,40 @@ class Loose(Nouns):
     def _is_tag(self, i: int) -> bool:
         """Whether the adjective at i stands alone between commas or brackets: "woman, black, curly hair"."""
         before = self._next(i, -1)
-        marked = before is None or (self.tokens[before].kind == "punct" and self._text(before) not in _JOINS)
+        marked = before is None or (self.tokens[before].kind == "punct" and not self._joins(before))
         return marked and self._closes(i)
+
+    def _joins(self, j: int | None) -> bool:
+        """Whether the mark at j joins two words; "-" and "/" between spaces do not ("a doctor - black - smiling")."""
+        if j is None or self._text(j) not in _JOINS:
+            return False
+        beside = [self.tokens[k] for k in (j - 1, j + 1) if 0 <= k < len(self.tokens)]
+        return self._text(j) == "&" or not any(t.kind == "space" or t.text == "-" for t in beside)
 
     def _is_said_by_verb(self, i: int, near: bool) -> bool:
         """ "Is elderly", "she is black", "make her black", not "her dress is black"."""
         j = self._next(i, -1)
         if self._text(j) in _IS and not near:
             return True
-        if not self._closes(i) or j is None:
+        if j is None or not self._closes(i):
             return False
-        if self._text(j) not in _IS:
-            k = self._next(j, -1)  # "a group of women, all black", not "dressed in all black"
-            every = self._text(j) == "all" and (self._text(k) == "," or self._is_person(k))
-            return self._kind(j) == "pronoun" or self._text(j) == "who's" or every
-        k = self._next(j, -1)
-        if self._text(k) == "that" and k is not None:
-            return self._is_person(self._next(k, -1))
-        someone = self._text(k) in _SOME and self._has_people()
-        return self._kind(k) == "pronoun" or self._text(k) == "who" or someone or self._is_person(k)
+        return self._text(j) in _SELF_IS or self._kind(j) == "pronoun" or self._is_told(i, j)
+
+    def _is_told(self, i: int, j: int) -> bool:
+        """Whether the word at i is said of someone through what stands before it: "appears to be black", "a woman, half
+        black", "1girl black", "two friends, one black", "ethnicity black"; not "dressed in all black"."""
+        k: int | None = j
+        while k is not None and self._text(k) in _SAYS:
+            k = self._next(k, -1)
+        if self._text(k) in _SOME or (k != j and (k is None or self.tokens[k].kind == "punct")):
+            return self._has_people()
+        someone = self._is_person(k) or self._kind(k) == "pronoun" or self._text(k) in {*_SELVES, *_ANYONE}
+        return someone and (k != j or self.tokens[i].text in self.policy.public_adjectives)
 
     def _has_people(self) -> bool:
-        return bool(self.owner) or any(t.kind in ("people", "pronoun") for t in self.tokens)
+        return bool(self.owner) or any(
+            t.kind in ("people", "pronoun") or t.text in ("i", "i'm", "im", "me", "myself") for t in self.tokens
+        )
 
 
 def _loose_tone(tone: str) -> str:

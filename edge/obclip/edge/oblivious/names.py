@@ -9,7 +9,7 @@ from obclip.edge.oblivious.policy import Policy
 from obclip.edge.oblivious.tokens import STOP
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|[.!?:;,\"]")
-_SURE_TITLES = frozenset({"mr", "mrs", "ms", "mister"})  # whatever follows these is a name
+_SURE_TITLES = frozenset({"mr", "mrs", "ms", "mister", "dr"})  # whatever follows these is a name
 _SHORTENED = frozenset({"mr", "mrs", "ms", "dr"})
 _ENDS = frozenset('.!?:;"')  # behind these a capital says nothing
 _MAX_CAPITALS = 0.6  # share of longer words: above it, capitals are a way of writing titles and say nothing

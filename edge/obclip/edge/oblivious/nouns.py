@@ -23,6 +23,7 @@ _BODILY = ACTS | frozenset(_MOVING.split())
 # the lexicon counts them among things or people, too
 _LOOKS = "tall short fat small little smiling blind rich poor cool funny skinny fit calm quiet sick lovely brave drunk"
 DESCRIBING = frozenset(_LOOKS.split())
+_HAIR = frozenset({"blond", "brunette", "redhead"})
 # public elsewhere, but no colours: alone they are people
 _PEOPLES = frozenset({"american", "native"})
 _LINKS = "in with on at from who whose by near beside behind under is has"
@@ -43,6 +44,8 @@ class Nouns(Naming):
     def _describing(self) -> None:
         """ "Smiling", "rich" and the like before a person or an adjective are words that describe, no things."""
         for i, token in enumerate(self.tokens):
+            if token.text in _HAIR and self._is_hair(i):
+                self.tokens[i] = replace(token, kind="word")
             if token.text not in DESCRIBING or token.kind not in ("thing", "people"):
                 continue
             j, kinds = self._next(i), {"noun", "people", "adjective", "years"}
@@ -50,6 +53,11 @@ class Nouns(Naming):
                 j, kinds = self._next(j), kinds | {"word"}
             if j is not None and self.tokens[j].kind in kinds:
                 self.tokens[i] = replace(token, kind="word")
+
+    def _is_hair(self, i: int) -> bool:
+        """ "Blond hair", "long blond curls": no person."""
+        j = self._next(i)
+        return j is not None and self.tokens[j].kind == "thing"
 
     def _animals(self) -> None:
         """'mother duck', 'a male lion', 'male connector', 'baby elephant': about no person, so public."""

@@ -50,6 +50,7 @@ class _Parser(Adjectives):
         for i, token in enumerate(self.tokens):
             self._refuse_unplaceable(i, token)
         self._names()
+        self._refuse_weights()
         self._describing()
         self._animals()
         self._merge_nouns()

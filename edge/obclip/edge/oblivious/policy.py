@@ -18,7 +18,7 @@ _FOLDER = resources.files("obclip.edge").joinpath("policies")
 CORE = ("gender", "age", "skin", "ethnicity")
 ABSENT = ""  # the value of an attribute that a prompt does not say, under a policy that hides that too
 _APART = {"mans": "man", "womans": "woman", "mens": "men", "womens": "women", "childrens": "children", "ladys": "lady",
-          "childs": "child", "peoples": "people", "kid's": "kid"}  # fmt: skip
+          "childs": "child", "peoples": "people", "kid's": "kid", "ladie": "lady"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,11 @@ class Policy:
 
     @cached_property
     def tones(self) -> dict[str, str]:
-        """Each also with a hyphen, and as "honey-colored"."""
+        """Each also with a hyphen, and as "honey-colored", "honey colored"."""
         table = {w: tone for tone, words in self._words("skin") for w in words}
         table |= {w.replace(" ", "-"): tone for w, tone in table.items()}
-        return table | {f"{w}-{colour}": tone for w, tone in table.items() for colour in ("colored", "coloured")}
+        ends = [f"{by}{colour}" for by in "- " for colour in ("colored", "coloured")]
+        return table | {w + end: tone for w, tone in table.items() for end in ends}
 
     def _words(self, section: str) -> list[tuple[str, list[str]]]:
         return [(k, v) for k, v in self.english[section].items() if k != "public"]

@@ -23,8 +23,8 @@ _A_EXCEPTIONS = re.compile(
 
 
 def normalise(prompt: str) -> str:
-    """Lower case, composed Unicode, single spaces (for underscores between words too), plain quotes and hyphens;
-    "blond" in either spelling, for one is a woman's.
+    """Lower case, composed Unicode, single spaces (for underscores between words too), plain quotes and hyphens, commas
+    between lines; "blond" in either spelling, for one is a woman's.
 
     Text encoders of the supported families read lower case themselves. InputError for empty or over-long text and for
     invisible characters; PrivacyError for a tag such as <lora:name:1>, a symbol of a person, and a word of mixed
@@ -41,7 +41,9 @@ def normalise(prompt: str) -> str:
         raise PrivacyError("the prompt has a tag in <...>, whose name cannot be hidden; leave the tag out")
     if _PERSON_SYMBOLS.search(prompt):
         raise PrivacyError("the prompt has a symbol of a person, which shows what words could hide; say it in words")
-    text = unicodedata.normalize("NFKC", prompt).translate(_QUOTES).lower()
+    # A line, as the keyword BREAK, ends what stands before it
+    parted = re.sub(r"(?<=[^\s,.;:!?])[ \t]*(?:[\r\n]+|\bBREAK\b)\s*(?=\S)", ", ", prompt)
+    text = unicodedata.normalize("NFKC", parted).translate(_QUOTES).lower()
     text = unicodedata.normalize("NFC", text)
     for word in () if text.isascii() else re.findall(r"[^\W\d_]+", text):
         if re.search(r"[a-z]", word) and any(ord(c) > 0x24F for c in word):

@@ -15,7 +15,8 @@ _STOP_WORDS = (
     "of with in on at by for from to and or but is are was were be being has have a an the this that these those his "
     "her him he she as who whose while near under over against into through around its their they it if than then "
     "there here out up down off about after before between beside besides behind during without within along across "
-    "above below next amid among onto upon per via not no nor so because although though when where which what"
+    "above below next amid among onto upon per via not no nor so because although though when where which what i'm "
+    "i've i'll i'd im"
 )
 STOP = frozenset(_STOP_WORDS.split())
 PRONOUNS = {
@@ -43,7 +44,7 @@ _TINY_SLIPS = frozenset(["mn", "mna", "amn", "mne", "hs", "hsi", "hr", "hre", "e
 _SHORT_SLIPS = frozenset({"wman", "womn", "gril", "gilr", "yong", "yung", "ladi", "lday"})
 
 
-_FRAMES = "[ -]?skinned|-toned|[ -]complexioned|[ -]complected|[ -]?skin(?:[ -]?tones?)?|[ -]complexion"
+_FRAMES = "[ -]?skinn?ed|-toned|[ -]complexioned|[ -]complected|[ -]?skin(?:[ -]?tones?)?|[ -]complexion"
 _LEET = (str.maketrans("013457", "oieast"), str.maketrans("013457", "oleast"))
 
 
@@ -77,7 +78,8 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
     decades_said = "|".join(w for w in _DECADES if w.endswith("y"))
     adult = rf"(?:1[6-9]|[2-9]\d|(?:{decades_said})(?:[ -](?:{'|'.join(_UNITS[:9])}))?)"
     number = rf"(?:\d{{1,3}}(?: ?(?:-|to|or|and) ?\d{{1,3}}|-odd)?|hundred|(?:(?:{spelled})[ -])?(?:{spelled}))"
-    about = "between|around|about|roughly|approximately|nearly|almost"
+    about = r"between|around|about|roughly|approximately|approx\.?|circa|nearly|almost|at least|barely"
+    broken = r"\d+(?:[./]\d+|,\d\d?(?!\d))|\d+ \d/\d+|\d \d"
     how = "very|rather|quite|deathly|deeply|extremely|slightly|naturally|lightly"
     lead = r"(?:, ?|(?<!\w))"
     more = r"(?:(?:-| - | or | to )(?:early |mid |late )?\d0'?s)?"
@@ -85,11 +87,13 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
         rf"|(?<![\w-])(?:(?:{how}) )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
+        rf"|(?<![\w.,/])(?P<broken>(?:{broken})[ -]?(?:years?|yrs?|yo|y/o|y\.o)(?!\w))"
         rf"|{lead}(?:(?:{about}|over|under) )?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
         r"[ -]?(?:old|of age)(?!\w)"
         rf"|(?<!\w)(?P<olds>{number})[ -]years?[ -]olds(?!\w)"
         rf"|{lead}(?P<short>\d{{1,3}}(?:-\d{{1,3}})?) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
-        rf"|{lead}(?:aged? ?:?|at (?:the )?age(?: of)?) (?:of |over |under |(?:{about}) )?(?P<aged>{number})"
+        rf"|{lead}(?:aged? ?[:=-] ?|aged? |at (?:the )?age (?:of )?)(?:of |over |under |(?:{about}) )?"
+        rf"(?P<aged>{number})"
         r"(?: years?)?(?: old)?\+?(?!\w)"
         rf"|{lead}in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
         rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s{more})(?!\w)"
@@ -103,6 +107,8 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
         rf"|{lead}(?:under|below) (?P<below>{adult}){follows}|(?<!\w)(?P<during>{adult}) years?{follows}"
         rf"|[(\[](?P<paren>{adult})[)\]]"
         r"|(?:(?<=^)|(?<=, )|(?<=\ba ))(?P<letter>[1-9]\d ?[fm])(?= ?,|$| (?:in|on|with|at)\b)"
+        r"|(?P<bracket>[(\[](?:[1-9]\d ?/?[fm]|[fm] ?/?(?:[1-9]\d)?)[)\]])|(?<!\w)(?P<slash>[1-9]\d ?/ ?[fm])(?!\w)"
+        r"|^(?P<lone>[fm])(?= ?,)"
         r"|(?<!\w)(?P<sex>(?:sex|gender) ?[:=] ?[fm])(?!\w)"
         rf"|, (?P<bare>\d\d(?:-\d\d)?|{spelled_out})(?: (?:years?|yrs?))?(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
         rf"|{lead}(?:{about}) (?P<about>\d\d|{spelled_out})(?= ?[,.;]|$)"
@@ -192,7 +198,9 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
     for group in ("decade", "decade2", "decade3"):
         if m[group]:
             return Token("years", text, value=policy.stage_of_years(_DECADES[m[group]]), frame=m["whose"] or "")
-    if m["letter"] or m["sex"]:
+    if m["broken"]:
+        return Token("refused", text, value="is an age that cannot be read; say whole years, '25-year-old'")
+    if m["letter"] or m["sex"] or m["bracket"] or m["slash"] or m["lone"]:
         return Token("refused", text, value="says an age or a gender by letters; say it in words")
     if m["spelt"]:
         return Token("refused", text, value="is spelt out letter by letter; write the word")
@@ -254,7 +262,7 @@ def _look_up(word: str, text: str, possessive: bool, by: _Hashable) -> Token:
         return Token("people", text)
     if lexicon.is_noun(word):
         return Token("thing", text)
-    if lexicon.knows(word) or len(word) < 3:
+    if lexicon.knows(word) or (len(word) < 3 and word.isascii()):
         return Token("word", text)
     if word in lexicon.names:
         return Token("name", text, possessive=possessive)
