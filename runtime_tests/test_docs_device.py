@@ -37,11 +37,13 @@ def test_bk_sdm_tiny_beside_stable_diffusion_cpp():
     found = {(r["system"], r["tiny"]): r for r in results("device_bk_tiny")["rows"]}
     ours = "obclip openvino auto, "
     systems = [
-        ("diffusers fp32", False), (ours + "every pass", False),
-        (ours + "half of the steps cached, late guidance", False), ("stable-diffusion.cpp q8_0", True),
-        (ours + "three of four cached, late", True),
+        (ours + "half of the steps cached, late guidance", False), (ours + "every pass", False),
+        ("obclip cpu fp32, every pass", False), ("diffusers fp32", False), ("stable-diffusion.cpp f16", False),
+        ("stable-diffusion.cpp q8_0", False), (ours + "three of four cached, late", True),
+        ("stable-diffusion.cpp q8_0", True),
     ]  # fmt: skip
     (rows,) = tables(DOCS / "device.md", "| system | decoder | s | steps")
+    assert all(r["runs"] == 2 for r in found.values())
     for row, (name, tiny) in zip(rows, systems, strict=True):
         r = found[name + (", tiny decoder" if tiny else ", own decoder"), tiny]
         assert (row[1] == "tiny") == tiny
