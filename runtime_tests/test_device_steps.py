@@ -57,7 +57,10 @@ def test_the_graph_in_the_precision_wanted_runs_even_without_device_graphs_of_it
     bundle.options = replace(bundle.options, precision="w8a16")
     bundle.provider = SimpleNamespace(target="qnn")  # type: ignore[assignment]
     assert bundle.variant("unet", "whole") == whole
-    assert bundle.pass_role == "whole"
+    assert (bundle.pass_role, bundle.can_be_shallow) == ("whole", False)
+    with pytest.raises(InputError, match="no graphs for cached steps"):
+        prepare(PROMPT, bundle, saving=Saving(2))
+    assert prepare(PROMPT, bundle).saving.every == 1
 
 
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 8), st.floats(0, 1))

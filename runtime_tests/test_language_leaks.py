@@ -185,7 +185,8 @@ def test_canonical_words(text: str, expected: str):
         "somebody asian", "everyone is black", "two friends, one black and one white", "two women, both black",
         "me (24f) and my dog", "my friend (F25)", "F, smiling", "a doctor (f)", "24/f in a dress",
         "\u5973\u4eba", "\u7f8e\u5973, smile", "homme smiling", "shota", "an asian:1.2 woman", "asian+ woman",
-        "a black:1.2 woman", "half asian half white woman",
+        "a black:1.2 woman", "half asian half white woman", "a woman who isn't black", "a dark beautiful woman",
+        "a dark, beautiful woman", "dark young woman", "woman 25 yrs", "a half asian woman",
     ],
 )  # fmt: skip
 def test_what_was_sent_in_the_clear_is_refused(text: str):
@@ -197,6 +198,26 @@ def test_what_was_sent_in_the_clear_is_refused(text: str):
 def test_faith_said_behind_a_person_is_refused_where_it_is_protected(text: str):
     with pytest.raises(PrivacyError):
         candidate_set(text, load_policy("sensitive"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a woman with two dogs, one black", "a man with two horses, one white and the other brown",
+        "a woman in jeans and a shirt, both white", "a man in a suit, mostly black", "a man dressed in all black",
+        "a woman in a dress that is black", "her dress is very black", "a man with a car, the car is not black",
+        "portrait of a woman 16:9", "portrait of a man 50% opacity", "15 man crew",
+        "a woman in a half black half white dress", "a woman holding an old version of a phone",
+        "a woman with a dr pepper", "dr martens boots on a woman", "a woman shot at 35 / f 1.4",
+        "f/1.8 bokeh portrait of a woman", "a dark queen", "a dark room with a man",
+        "WOMAN ON LUNCH BREAK WITH SANDWICH",
+    ],
+)  # fmt: skip
+def test_of_what_is_no_attribute_nothing_is_taken_away(text: str):
+    """Two candidates, for the gender alone, and every word of the prompt in the real one."""
+    found = candidate_set(text, DEFAULT)
+    assert len(found.prompts) == 2
+    assert set(found.prompts[found.index].split()) >= set(text.lower().split()) - {"man", "her"}
 
 
 def test_blond_hair_is_nobody():
@@ -223,7 +244,7 @@ def test_negative_prompts_about_parts_of_people_are_refused(text: str):
         "japanese garden, old stones, moss", "old portrait in a frame", "retired boats in a harbour",
         "an old car and a new one", "an old version of windows", "f/1.8 bokeh, a tree", "a 2,000 year old temple",
         "a 5 year plan", "dark elf forest", "caf\u00e9 in Paris", "long blonde hair, blue eyes",
-        "a black cat, all black",
+        "a black cat, all black", "a rock 4.5 years in the making", "dr pepper can on a table",
     ],
 )  # fmt: skip
 def test_what_is_about_nobody_still_passes(text: str):

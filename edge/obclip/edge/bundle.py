@@ -105,6 +105,11 @@ class Bundle:
         return "whole" if nearer else "full"
 
     @property
+    def can_be_shallow(self) -> bool:
+        """Whether passes on kept features can run."""
+        return self.pass_role == "full" and self.variant("unet", "shallow") is not None
+
+    @property
     def told(self) -> str:
         """How a job runs here, in words: "openvino int8", "cpu fp32, tiny decoder, decoded in tiles, lean"."""
         o = self.options
@@ -173,10 +178,10 @@ class Bundle:
 
     def _recall(self) -> Tuned | None:
         """What `obclip bench --tune` found for this bundle on this machine; None if it was not run."""
-        full = self.variant("unet", "full")
-        if full is None or self.options.lean:
+        runs = self.variant("unet", self.pass_role)
+        if runs is None or self.options.lean:
             return None
-        return recall(self.manifest, full, self.provider, self.arithmetic)
+        return recall(self.manifest, runs, self.provider, self.arithmetic)
 
     @property
     def threads(self) -> int | None:

@@ -211,7 +211,7 @@ def _saving(asked: Saving | None, pair: Pair, bundle: Bundle, mode: str) -> Savi
     """InputError if cached steps are asked for and the bundle has no graphs for them."""
     measured = default_saving(pair, mode)
     saving = measured if asked is None else asked
-    if saving.every == 1 or bundle.variant("unet", "shallow") is not None:
+    if saving.every == 1 or bundle.can_be_shallow:
         return saving
     if asked is not None:
         raise InputError("this bundle has no graphs for cached steps; export it again, or leave --whole-every out")

@@ -64,7 +64,7 @@ class _Graphs:
             bundle.release("unet", "time")
             bundle.release("unet", "text")
         self._full = bundle.session("unet", "full")
-        self.can_be_shallow = bundle.variant("unet", "shallow") is not None
+        self.can_be_shallow = bundle.can_be_shallow
         self._shallow = bundle.session("unet", "shallow") if self.can_be_shallow else None
         self._features: dict[str, NDArray[Any]] = {}
 

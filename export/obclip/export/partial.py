@@ -137,7 +137,7 @@ class Partial:
         except InputError as error:
             raise FileExistsError(errno.EEXIST, str(error)) from error
         self._let_go_on_windows()
-        publish_folder(self.folder, self.out)
+        publish_folder(self.folder, self.out)  # with its records, without which a failure here would cost all parts
         self._published = True
         shutil.rmtree(self.out / _STATE, ignore_errors=True)
 

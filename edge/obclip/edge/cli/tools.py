@@ -171,7 +171,9 @@ def _tune(source: str, run_as: dict[str, Any]) -> Tuned:
     if o.lean:
         raise InputError("lean sessions are not tuned; leave --lean and --memory-limit out with --tune")
     opening = Opening(o.threads, opened.arithmetic, o.strict, o.lean)
-    return tune_bundle(opened.folder, opened.manifest, opened.variant("unet", "full"), opened.provider, opening)
+    return tune_bundle(
+        opened.folder, opened.manifest, opened.variant("unet", opened.pass_role), opened.provider, opening
+    )
 
 
 def _show_bench(report: Report) -> None:

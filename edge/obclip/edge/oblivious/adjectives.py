@@ -29,8 +29,9 @@ class Adjectives(Loose):
             if token.kind not in ("adjective", "years") or i in self.dropped or i in self.public:
                 continue
             near = token.text in self.policy.public_adjectives
-            half = self._text(self._next(i, -1)) == "half" and token.attribute == "ethnicity" and self._has_people()
-            if token.kind == "adjective" and (half or self._is_said_by_verb(i, near)):
+            if token.kind == "adjective" and self._is_half(i, near):
+                raise PrivacyError(f"{token.text!r} is half of a person's ethnicity and cannot be placed; {WAYS_OUT}")
+            if token.kind == "adjective" and self._is_said_by_verb(i, near):
                 raise PrivacyError(
                     f"{token.text!r} is said of someone by a verb and cannot be placed; put it right before the person "
                     "word, leave it out, or let it through with --allow"
@@ -72,6 +73,15 @@ class Adjectives(Loose):
                 self._drop(how)
             self._drop(i)
             self._drop_joint(i)
+
+    def _is_half(self, i: int, near: bool) -> bool:
+        """ "Half asian half white woman", not "half black half white dress"."""
+        if self._text(self._next(i, -1)) != "half" or self.tokens[i].attribute != "ethnicity":
+            return False
+        j = self._next(i)
+        while j is not None and (self._text(j) == "half" or self.tokens[j].kind == "adjective"):
+            j = self._next(j)
+        return self._has_people() and not (near and self._kind(j) == "thing")
 
     def _owner_of_years(self, i: int) -> int | None:
         """'a 30-year-old woman', 'a woman, aged 30', 'a 10 year old building'."""
@@ -178,7 +188,11 @@ class Adjectives(Loose):
         "black hair"."""
         words = set(self.context["human_coloured" if near and self.tokens[i].attribute != "age" else "human"])
         if self._text(j) in _OF_THOSE_NAMED:
-            return self._has_people()
+            k = self._next(j)
+            while k is not None and (self._text(k) == "of" or self._text(k) in DETERMINERS):
+                k = self._next(k)
+            of_a_thing = self._text(j).startswith("version") and self._kind(k) == "thing" and self._text(k) != "me"
+            return self._has_people() and not of_a_thing
         if self.tokens[i].attribute == "skin":
             words |= set(self.context["human_skinned"])
         if self.tokens[i].attribute == "ethnicity" and not near:

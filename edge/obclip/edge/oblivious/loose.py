@@ -26,13 +26,14 @@ _SELF_IS = frozenset({"i'm", "im", "who's", "they're", "we're", "you're"})
 _ANYONE = frozenset({"someone", "somebody", "anyone", "anybody", "everyone", "everybody"})
 # between someone and what is said of them: "appears to be black", "is not very black", "half black", "ethnicity black"
 _SAYING = (
-    "is are was were am be been being to not very so really quite rather half part mostly preferably also both all as "
-    "appears appear appearing seems seem looks look looking identifies identify must should could would might may will "
-    "who that but that's he's she's they're race ethnicity"
+    "is are was were am isn't aren't wasn't weren't isnt arent be been being to not very so really quite rather half "
+    "part mostly preferably also both all as appears appear appearing seems seem looks look looking identifies "
+    "identify must should could would might may will who that but that's he's she's they're race ethnicity"
 )
 _SAYS = frozenset(_SAYING.split())
 _YEARS = frozenset({"year", "years", "yr", "yrs"})
 _NOW = frozenset({"now", "today", "already"})
+_NUMBERED = frozenset({"number", "no", "route", "highway"})
 _TONES_ALONE = frozenset({"dark", "olive", "caramel", "honey"})
 _WEIGHTS = frozenset({":", "+"})
 
@@ -84,10 +85,15 @@ class Loose(Nouns):
         """ "A dark woman", "a light brown man", not "a dark queen" or "a dark elf"."""
         j = self._next(i)
         shaded = self.tokens[i].text in ("light", "dark") and self._text(j) == "brown"
-        if j is not None and shaded:
-            j = self._next(j)
         if not shaded and self.tokens[i].text not in _TONES_ALONE:
             return False
+        while j is not None and (
+            self.tokens[j].kind in ("adjective", "years")
+            or self._text(j) == ","
+            or (self.tokens[j].kind == "word" and self._text(j) not in STOP)
+            or self._text(j) in DESCRIBING
+        ):
+            j = self._next(j)
         noun = None if j is None else self.tokens[j].noun
         return noun is not None and noun.role is None and noun.neutral_role is None and self._is_person(j)
 
@@ -133,12 +139,16 @@ class Loose(Nouns):
         said = self._text(before) in {*_AGING, "i'm", "im"} or (
             self._text(before).endswith("'s") and self._has_people()
         )
-        if before is not None and self._text(before) in {*_IS, "be"} - _AGING:
-            subject = self._next(before, -1)
-            modal = self._text(subject) in _SAYS and subject is not None
-            subject = self._next(subject, -1) if modal and subject is not None else subject
-            said = self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in _SELVES
-        return said and (self._closes(i) or self._text(after) in _NOW)
+        return (said or self._is_by_a_person(before)) and (self._closes(i) or self._text(after) in _NOW)
+
+    def _is_by_a_person(self, verb: int | None) -> bool:
+        """Whether "is" or "must be" at `verb` says something of someone."""
+        if verb is None or self._text(verb) not in {*_IS, "be"} - _AGING:
+            return False
+        subject = self._next(verb, -1)
+        if subject is not None and self._text(subject) in _SAYS:  # "must"
+            subject = self._next(subject, -1)
+        return self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in _SELVES
 
     def _is_age_beside(self, i: int, before: int | None, after: int | None) -> bool:
         """Of a number beside someone, or beside nobody: "25 woman", "woman 25", "woman (20s)", "woman, ~70"."""
@@ -155,9 +165,13 @@ class Loose(Nouns):
             return text.endswith("0") and marked and self._has_people() and self._closes(after)
         if self._text(before) == "~":
             return self._has_people() and self._closes(i)
-        alone = self._kind(after) == "noun" and self._is_person(after, plural=False)
-        behind = self._kind(before) == "noun" and self._is_person(before, plural=False) and self._closes(i)
-        return alone or behind
+        if self._kind(after) == "noun" and self._is_person(after, plural=False):
+            counted = self._kind(beyond) in ("noun", "people", "thing")  # "a 15 man crew"
+            return not counted and self._text(before) not in _NUMBERED
+        last = after if after is not None and self._text(after) in _YEARS else i
+        ratio = i + 1 < len(self.tokens) and self.tokens[i + 1].text in (":", "%", "/")
+        someone = self._kind(before) == "noun" and self._is_person(before, plural=False)
+        return someone and not ratio and self._closes(last)
 
     def _is_country(self, i: int) -> bool:
         word, lexicon = base(self.tokens[i].text), self.policy.lexicon
@@ -256,18 +270,27 @@ class Loose(Nouns):
             return True
         if j is None or not self._closes(i):
             return False
-        return self._text(j) in _SELF_IS or self._kind(j) == "pronoun" or self._is_told(i, j)
+        return self._text(j) in _SELF_IS or self._kind(j) == "pronoun" or self._is_told(j, near)
 
-    def _is_told(self, i: int, j: int) -> bool:
-        """Whether the word at i is said of someone through what stands before it: "appears to be black", "a woman, half
-        black", "1girl black", "two friends, one black", "ethnicity black"; not "dressed in all black"."""
+    def _is_told(self, j: int, near: bool) -> bool:
+        """Whether the word behind j is said of someone through what stands before it: "appears to be black", "a woman,
+        half black", "1girl black", "two friends, one black", "ethnicity black"; not "dressed in all black"."""
         k: int | None = j
         while k is not None and self._text(k) in _SAYS:
             k = self._next(k, -1)
         if self._text(k) in _SOME or (k != j and (k is None or self.tokens[k].kind == "punct")):
-            return self._has_people()
+            return self._has_people() and not (near and self._is_of_things(j))
         someone = self._is_person(k) or self._kind(k) == "pronoun" or self._text(k) in {*_SELVES, *_ANYONE}
-        return someone and (k != j or self.tokens[i].text in self.policy.public_adjectives)
+        return someone and (k != j or near)
+
+    def _is_of_things(self, j: int | None) -> bool:
+        """Whether what was named last are things: "two dogs, one black and one white", "a shirt, all black"."""
+        while j is not None and self._text(j) not in ("half", "race", "ethnicity"):
+            passed = self._text(j) in {*_SAYS, *_SOME, ",", "and", "the"} or self.tokens[j].kind == "adjective"
+            if not passed:
+                return self.tokens[j].kind == "thing"
+            j = self._next(j, -1)
+        return False
 
     def _has_people(self) -> bool:
         return bool(self.owner) or any(

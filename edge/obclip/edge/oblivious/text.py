@@ -42,7 +42,9 @@ def normalise(prompt: str) -> str:
     if _PERSON_SYMBOLS.search(prompt):
         raise PrivacyError("the prompt has a symbol of a person, which shows what words could hide; say it in words")
     # A line, as the keyword BREAK, ends what stands before it
-    parted = re.sub(r"(?<=[^\s,.;:!?])[ \t]*(?:[\r\n]+|\bBREAK\b)\s*(?=\S)", ", ", prompt)
+    keyword = any(c.islower() for c in prompt)
+    parted = re.sub(r"\s*,?\s*\bBREAK\b\s*,?\s*", ", ", prompt) if keyword else prompt
+    parted = re.sub(r"(?<=[^\s,.;:!?])[ \t]*[\r\n]+\s*(?=\S)", ", ", parted)
     text = unicodedata.normalize("NFKC", parted).translate(_QUOTES).lower()
     text = unicodedata.normalize("NFC", text)
     for word in () if text.isascii() else re.findall(r"[^\W\d_]+", text):

@@ -87,7 +87,7 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
         rf"|(?<![\w-])(?:(?:{how}) )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
-        rf"|(?<![\w.,/])(?P<broken>(?:{broken})[ -]?(?:years?|yrs?|yo|y/o|y\.o)(?!\w))"
+        rf"|(?<![\w.,/])(?P<broken>(?:{broken})[ -]?(?:(?:years?|yrs?)[ -]?(?:old|of age)|yo|y/o|y\.o)(?!\w))"
         rf"|{lead}(?:(?:{about}|over|under) )?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
         r"[ -]?(?:old|of age)(?!\w)"
         rf"|(?<!\w)(?P<olds>{number})[ -]years?[ -]olds(?!\w)"
@@ -107,7 +107,8 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
         rf"|{lead}(?:under|below) (?P<below>{adult}){follows}|(?<!\w)(?P<during>{adult}) years?{follows}"
         rf"|[(\[](?P<paren>{adult})[)\]]"
         r"|(?:(?<=^)|(?<=, )|(?<=\ba ))(?P<letter>[1-9]\d ?[fm])(?= ?,|$| (?:in|on|with|at)\b)"
-        r"|(?P<bracket>[(\[](?:[1-9]\d ?/?[fm]|[fm] ?/?(?:[1-9]\d)?)[)\]])|(?<!\w)(?P<slash>[1-9]\d ?/ ?[fm])(?!\w)"
+        r"|(?P<bracket>[(\[](?:[1-9]\d ?/?[fm]|[fm] ?/?(?:[1-9]\d)?)[)\]])"
+        r"|(?<!\w)(?P<slash>[1-9]\d ?/ ?[fm])(?!\w| ?\d)"
         r"|^(?P<lone>[fm])(?= ?,)"
         r"|(?<!\w)(?P<sex>(?:sex|gender) ?[:=] ?[fm])(?!\w)"
         rf"|, (?P<bare>\d\d(?:-\d\d)?|{spelled_out})(?: (?:years?|yrs?))?(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
