@@ -14,6 +14,7 @@ from obclip.edge import choice as choice_module
 from obclip.edge.choice import choose
 from obclip.edge.providers import Provider
 from obclip.edge.providers.base import Opening
+from obclip.edge.providers.openvino_runtime import OpenVinoProvider
 from obclip.edge.sessions import SessionOptions
 
 pytestmark = pytest.mark.usefixtures("traces")
@@ -77,10 +78,9 @@ def test_auto_on_a_small_bundle_is_the_cpu(bundle_folder: Path):
 
 def test_auto_takes_the_one_way_there_is(measured: list, tmp_path: Path):
     """Bundles for OpenVINO alone, and bfloat16, which ONNX Runtime's CPU does not compute in."""
-    openvino = pytest.importorskip("obclip.edge.providers.openvino_runtime").OpenVinoProvider()
     alone = choose(tmp_path, variants("openvino", int8=250_000_000), SessionOptions(provider="auto", precision="int8"))
     assert (alone.provider, alone.precision) == ("openvino", "int8")
-    if "bf16" in openvino.arithmetics():
+    if "bf16" in OpenVinoProvider().arithmetics():
         both = variants("openvino", fp32=0)
         both.variants = (*both.variants, *variants(fp32=0).variants)  # type: ignore[misc]
         found = choose(tmp_path, both, SessionOptions(provider="auto", precision="bf16"))
