@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from obclip.export.quantise.graph import Layer, array, constant, drop_unused, layers
 from obclip.export.quantise.ranges import Range
+from obclip.export.quantise.zero_points import can_fold, fold_zero_point
 
 # ONNX Runtime's CPU provider computes a convolution in int8 only if its output is uint8 as well; a product it gives in
 # float32. OpenVINO takes both with float outputs, which lose less.
@@ -54,20 +55,21 @@ def insert(model: ir.Model, ranges: Mapping[str, Range], chosen: Collection[str]
     values = {str(v.name): v for v in model.graph.inputs}
     values |= {str(v.name): v for node in model.graph for v in node.outputs}
     nodes = {str(node.name): node for node in model.graph}
-    pairs: dict[str, ir.Value] = {}
+    made: dict[str, ir.Value] = {}
     for layer in layers(model):
         if layer.name not in chosen:
             continue
-        node = nodes[layer.name]
-        given = _pair(model, values[layer.data], ranges[layer.data], pairs)
-        node.replace_input_with(0, given)
-        axis = 0 if layer.kind == "Conv" else 1
-        scales = dequantised_weight(model, node, layer.weight, axis)
+        node, value, found = nodes[layer.name], values[layer.data], ranges[layer.data]
+        scales = dequantised_weight(model, node, layer.weight, 0 if layer.kind == "Conv" else 1)
+        if target == "openvino" and layer.kind == "Conv" and can_fold(node):
+            fold_zero_point(model, node, _small(model, value, found, made), found)
+        else:
+            node.replace_input_with(0, _pair(model, value, found, made))
         if target in _QUANTISED_OUTPUTS:
             _bias(model, _bias_use(node), f"{node.name}.bias", ranges[layer.data].scale, scales)
         if layer.kind in _QUANTISED_OUTPUTS.get(target, ()):
             name = output_tensor(relus, layer)
-            _behind(model, values[name], ranges[name], pairs)
+            _behind(model, values[name], ranges[name], made)
     drop_unused(model)
     model.graph.sort()
 
@@ -153,26 +155,37 @@ def _bias(
     reader.replace_input_with(at, dequantise.outputs[0])
 
 
-def _pair(model: ir.Model, value: ir.Value, found: Range, pairs: dict[str, ir.Value]) -> ir.Value:
+def _small(model: ir.Model, value: ir.Value, found: Range, made: dict[str, ir.Value]) -> ir.Value:
+    """`value` quantised, once a tensor."""
+    name = f"{value.name}.uint8"
+    if name not in made:
+        scale = constant(model, f"{value.name}.scale", ir.tensor(found.scale))
+        zero = constant(model, f"{value.name}.zero", ir.tensor(found.zero_point))
+        node = ir.node("QuantizeLinear", [value, scale, zero], name=f"{value.name}.quantise")
+        made[name] = _named(model, node, name, value.shape, ir.DataType.UINT8)
+    return made[name]
+
+
+def _pair(model: ir.Model, value: ir.Value, found: Range, made: dict[str, ir.Value]) -> ir.Value:
     """`value` quantised and dequantised, once a tensor."""
-    name = str(value.name)
-    if name not in pairs:
-        scale = constant(model, f"{name}.scale", ir.tensor(found.scale))
-        zero = constant(model, f"{name}.zero", ir.tensor(found.zero_point))
-        small = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantise")
-        back = ir.node("DequantizeLinear", [small.outputs[0], scale, zero], name=f"{name}.dequantise")
-        small.outputs[0].name, back.outputs[0].name = f"{name}.uint8", f"{name}.float"
-        for output in (small.outputs[0], back.outputs[0]):
-            output.shape = value.shape
-        small.outputs[0].type, back.outputs[0].type = ir.TensorType(ir.DataType.UINT8), ir.TensorType(ir.DataType.FLOAT)
-        model.graph.extend([small, back])
-        pairs[name] = back.outputs[0]
-    return pairs[name]
+    small, name = _small(model, value, found, made), f"{value.name}.float"
+    if name not in made:
+        parameters = [model.graph.initializers[f"{value.name}.{part}"] for part in ("scale", "zero")]
+        node = ir.node("DequantizeLinear", [small, *parameters], name=f"{value.name}.dequantise")
+        made[name] = _named(model, node, name, value.shape, ir.DataType.FLOAT)
+    return made[name]
 
 
-def _behind(model: ir.Model, value: ir.Value, found: Range, pairs: dict[str, ir.Value]) -> None:
+def _named(model: ir.Model, node: ir.Node, name: str, shape: ir.Shape | None, dtype: ir.DataType) -> ir.Value:
+    output = node.outputs[0]
+    output.name, output.shape, output.type = name, shape, ir.TensorType(dtype)
+    model.graph.append(node)
+    return output
+
+
+def _behind(model: ir.Model, value: ir.Value, found: Range, made: dict[str, ir.Value]) -> None:
     """Everything that reads `value` reads it quantised and dequantised, the graph's outputs too."""
-    back = _pair(model, value, found, pairs)
+    back = _pair(model, value, found, made)
     for node, i in list(value.uses()):
         if node.op_type != "QuantizeLinear" or node.outputs[0].name != f"{value.name}.uint8":
             node.replace_input_with(i, back)
