@@ -36,7 +36,7 @@ from .report import peaks, summary, table
 from .systems import System, has_bf16, systems_of
 
 STEPS = 25
-FLOOR_DB = 36.0  # of six steps of calibration's own pictures, for 30 dB and more behind the fifteen that are compared
+FLOOR_DB = 36.0  # of calibration's own pictures, behind four steps, for 30 dB behind fifteen
 _SETTINGS: dict[str, Any] = {
     "prompt": "noto style emoji of a woman cook", "negative": "", "guidance": 7.5, "steps": STEPS, "height": 512,
     "width": 512,
