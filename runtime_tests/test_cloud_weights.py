@@ -1,4 +1,4 @@
-"""Which of a model's files the cloud loads, hashes and downloads: one format and one variant of each part."""
+"""Which of a model's files are loaded, hashed and downloaded: one format and one variant of each part."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from tiny import make_sdxl_folder
 from transformers import CLIPTextModel
 
 from obclip.cloud.model import load_model
-from obclip.cloud.weights import TEXT, UNET, Weights, choose_weights
 from obclip.core.errors import ModelMissingError
 from obclip.core.pairs import ModelRef, load_pair
+from obclip.core.weights import DIFFUSERS, TRANSFORMERS, Weights, choose_weights
+from obclip.export import weights as exported
 
 PAIR = load_pair("emoji")
-ONE, INDEX = f"{UNET}.safetensors", f"{UNET}.safetensors.index.json"
-HALF, HALF_INDEX = f"{UNET}.fp16.safetensors", f"{UNET}.safetensors.index.fp16.json"
+ONE, INDEX = f"{DIFFUSERS}.safetensors", f"{DIFFUSERS}.safetensors.index.json"
+HALF, HALF_INDEX = f"{DIFFUSERS}.fp16.safetensors", f"{DIFFUSERS}.safetensors.index.fp16.json"
 
 
 @pytest.fixture
@@ -59,14 +60,18 @@ def doubled(source: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "stem", "chosen"),
     [
-        ([ONE, HALF, f"{UNET}.non_ema.safetensors", f"{UNET}.bin"], UNET, Weights(ONE)),
-        ([HALF, f"{UNET}.non_ema.safetensors"], UNET, Weights(HALF, "fp16")),
-        ([f"{UNET}-00001-of-00002.safetensors", INDEX, HALF], UNET, Weights(INDEX)),
-        ([HALF_INDEX, f"{UNET}.fp16-00001-of-00002.safetensors"], UNET, Weights(HALF_INDEX, "fp16")),
-        ([ONE, INDEX], UNET, Weights(INDEX)),  # as diffusers does
-        (["model.safetensors", "model.safetensors.index.json"], TEXT, Weights("model.safetensors")),  # as transformers
-        (["pytorch_lora_weights.safetensors", "model.onnx", f"{UNET}.bin"], UNET, None),
-        ([], TEXT, None),
+        ([ONE, HALF, f"{DIFFUSERS}.non_ema.safetensors", f"{DIFFUSERS}.bin"], DIFFUSERS, Weights(ONE)),
+        ([HALF, f"{DIFFUSERS}.non_ema.safetensors"], DIFFUSERS, Weights(HALF, "fp16")),
+        ([f"{DIFFUSERS}-00001-of-00002.safetensors", INDEX, HALF], DIFFUSERS, Weights(INDEX)),
+        ([HALF_INDEX, f"{DIFFUSERS}.fp16-00001-of-00002.safetensors"], DIFFUSERS, Weights(HALF_INDEX, "fp16")),
+        ([ONE, INDEX], DIFFUSERS, Weights(INDEX)),  # as diffusers does
+        (
+            ["model.safetensors", "model.safetensors.index.json"],
+            TRANSFORMERS,
+            Weights("model.safetensors"),
+        ),  # as transformers
+        (["pytorch_lora_weights.safetensors", "model.onnx", f"{DIFFUSERS}.bin"], DIFFUSERS, None),
+        ([], TRANSFORMERS, None),
     ],
 )
 def test_one_format_and_variant_is_chosen(names: list[str], stem: str, chosen: Weights | None):
@@ -83,7 +88,7 @@ def test_the_digest_of_a_folder_with_one_file_a_part_is_that_of_all_its_weights(
 
 def test_what_lies_beside_the_weights_is_neither_loaded_nor_hashed(folder: Path):
     before = load_model(PAIR, "cpu", source=folder)
-    for part, stem in (("unet", UNET), ("text_encoder", TEXT)):
+    for part, stem in (("unet", DIFFUSERS), ("text_encoder", TRANSFORMERS)):
         doubled(folder / part / f"{stem}.safetensors", folder / part / f"{stem}.fp16.safetensors")
         (folder / part / "more.safetensors").write_bytes(b"no weights")
         torch.save({}, folder / part / f"{stem}.bin")
@@ -94,7 +99,7 @@ def test_what_lies_beside_the_weights_is_neither_loaded_nor_hashed(folder: Path)
 
 def test_a_variant_is_loaded_where_there_is_nothing_else(folder: Path):
     before = load_model(PAIR, "cpu", source=folder)
-    for part, stem in (("unet", UNET), ("text_encoder", TEXT)):
+    for part, stem in (("unet", DIFFUSERS), ("text_encoder", TRANSFORMERS)):
         whole = folder / part / f"{stem}.safetensors"
         doubled(whole, folder / part / f"{stem}.fp16.safetensors")
         whole.unlink()
@@ -119,8 +124,19 @@ def test_shards_are_loaded_and_hashed_and_one_that_is_missing_is_named(folder: P
         load_model(PAIR, "cpu", source=folder)
 
 
+def test_a_bundle_is_made_of_the_weights_that_its_server_loads(folder: Path):
+    """Here of the shards that an index names, not of the one file beside them."""
+    whole = UNet2DConditionModel.from_pretrained(folder / "unet")
+    doubled(folder / "unet" / ONE, folder / "unet" / "twice.safetensors")
+    whole.save_pretrained(folder / "unet", max_shard_size="40KB")
+    (folder / "unet" / "twice.safetensors").rename(folder / "unet" / ONE)
+    mine = exported.load_model(UNet2DConditionModel, folder / "unet")
+    assert mine.conv_in.weight.equal(load_model(PAIR, "cpu", source=folder).unet.conv_in.weight)
+    assert mine.conv_in.weight.equal(whole.conv_in.weight)
+
+
 def test_weights_that_would_have_to_be_unpickled_are_refused(folder: Path):
-    torch.save(load_file(folder / "unet" / ONE), folder / "unet" / f"{UNET}.bin")
+    torch.save(load_file(folder / "unet" / ONE), folder / "unet" / f"{DIFFUSERS}.bin")
     (folder / "unet" / ONE).unlink()
     with pytest.raises(ModelMissingError, match=r"unet has no \.safetensors weights"):
         load_model(PAIR, "cpu", source=folder)
@@ -184,7 +200,12 @@ XL = {
 
 def test_only_what_is_loaded_is_downloaded(folder: Path, hub: Callable[..., Hub]):
     (folder / "safety_checker").mkdir()
-    for part, stem in (("unet", UNET), ("text_encoder", TEXT), ("vae", UNET), ("safety_checker", TEXT)):
+    for part, stem in (
+        ("unet", DIFFUSERS),
+        ("text_encoder", TRANSFORMERS),
+        ("vae", DIFFUSERS),
+        ("safety_checker", TRANSFORMERS),
+    ):
         clutter(folder, part, stem)
     there = hub({"ours/pipeline": folder})
     loaded = load_model(replace(PAIR, cloud=ModelRef("ours/pipeline")), "cpu")
@@ -201,7 +222,7 @@ def test_a_pair_whose_unet_is_kept_apart_comes_from_the_hub(
 ):
     apart = tmp_path / "apart" / within
     shutil.copytree(lcm_folder / "unet", apart)
-    clutter(apart, ".", UNET)
+    clutter(apart, ".", DIFFUSERS)
     pair = load_pair("lcm-sdxl")
     there = hub({pair.cloud.source: xl_folder, str(pair.cloud.unet): tmp_path / "apart"})
     loaded = load_model(pair, "cpu")
@@ -218,7 +239,7 @@ def test_of_shards_those_that_the_index_names_are_downloaded(folder: Path, hub: 
     shutil.rmtree(folder / "unet")
     whole.save_pretrained(folder / "unet", max_shard_size="40KB")
     named = {f"unet/{p.name}" for p in (folder / "unet").iterdir()}
-    (folder / "unet" / f"{UNET}.fp16-00001-of-00001.safetensors").write_bytes(b"gigabytes")
+    (folder / "unet" / f"{DIFFUSERS}.fp16-00001-of-00001.safetensors").write_bytes(b"gigabytes")
     there = hub({"ours/pipeline": folder})
     load_model(replace(PAIR, cloud=ModelRef("ours/pipeline")), "cpu")
     assert {name for name in there.downloaded("ours/pipeline") if name.startswith("unet/")} == named

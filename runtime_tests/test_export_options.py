@@ -11,7 +11,7 @@ import pytest
 
 from obclip.core.errors import InputError, ModelMissingError, ObclipError
 from obclip.export import Calibration, export_bundle
-from obclip.export.sources import _weights_of, open_source
+from obclip.export.sources import open_source
 
 WRONG: dict[str, tuple[type[ObclipError], dict[str, Any]]] = {
     "a target that is a provider": (InputError, {"targets": ("cpu", "qnn")}),
@@ -31,6 +31,7 @@ text_encoder_2/model-00001-of-00002.safetensors text_encoder_2/model-00002-of-00
 text_encoder_2/model.safetensors.index.json safety_checker/model.safetensors vae_1_0/model.safetensors
 vae/diffusion_pytorch_model.fp16.safetensors
 """
+NAMED = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]  # by the index
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -49,10 +50,21 @@ def test_a_shallow_pass_deeper_than_the_unet_is_refused(small_folder: Path, tmp_
     assert not any(tmp_path.iterdir())
 
 
-def test_only_weights_that_are_read_are_fetched():
+def test_only_weights_that_are_read_are_fetched(small_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Of a repository as the hub has them: one file for other programs at its root, a safety checker, variants."""
-    assert sorted(_weights_of(NAMES.split())) == [
-        "text_encoder/model.safetensors", "text_encoder_2/*-of-*.safetensors",
+    fetched: list[str] = []
+
+    def snapshot(_: str, *, allow_patterns: list[str], **__: object) -> str:
+        fetched.extend(n for n in allow_patterns if n.endswith(".safetensors"))
+        return str(small_folder)
+
+    index = small_folder / "text_encoder_2" / "model.safetensors.index.json"
+    monkeypatch.setattr("obclip.core.hub.shards", lambda path: NAMED if path == index else [])
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: NAMES.split())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    open_source("somebody/model")
+    assert sorted(fetched) == [
+        "text_encoder/model.safetensors", *(f"text_encoder_2/{name}" for name in NAMED),
         "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
     ]  # fmt: skip
 
@@ -68,5 +80,5 @@ def test_without_a_network_what_was_fetched_before_is_taken(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(small_folder))
     assert open_source("somebody/model").folder == small_folder
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ModelMissingError, match="pass a diffusers folder"):
+    with pytest.raises(ModelMissingError, match="pass its folder"):
         open_source("somebody/model")

@@ -1,63 +1,23 @@
-"""A model's files from the hub: those that are loaded, and no others."""
+"""What a server loads of a pair, from the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
-
-from obclip.cloud.weights import TEXT, UNET, choose_weights, shards
-from obclip.core.errors import ModelMissingError
+from obclip.core.hub import fetch
+from obclip.core.weights import DIFFUSERS, TRANSFORMERS
 
 _PIPELINE = ["model_index.json", "scheduler/scheduler_config.json"]
 _PIPELINE += [f"{part}/{kind}" for part in ("tokenizer", "tokenizer_2") for kind in ("*.json", "*.txt")]
 
 
 def fetch_pipeline(source: str, revision: str | None, unet: bool) -> Path:
-    """The folder of a pipeline's scheduler, tokenizers, text encoders and, if `unet`, UNet.
-
-    ModelMissingError if the hub has no such model, or cannot be reached and nothing is here from an earlier time.
-    """
-    parts = {"text_encoder": TEXT, "text_encoder_2": TEXT} | ({"unet": UNET} if unet else {})
-    return _fetch(source, revision, _PIPELINE, parts)
+    """The folder of a pipeline's scheduler, tokenizers, text encoders and, if `unet`, UNet. ModelMissingError as in
+    obclip.core.hub."""
+    parts = dict.fromkeys(("text_encoder", "text_encoder_2"), TRANSFORMERS) | ({"unet": DIFFUSERS} if unet else {})
+    return fetch(source, _PIPELINE, parts, revision)
 
 
 def fetch_unet(source: str) -> Path:
     """The folder of a repository whose UNet, kept apart from its pipeline, is at the top or in `unet`. As above."""
-    return _fetch(source, None, [], {"": UNET, "unet": UNET})
-
-
-def _fetch(source: str, revision: str | None, small: list[str], parts: Mapping[str, str]) -> Path:
-    """small: patterns of files without weights. parts: folders of the repository, and what their weights are called."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    gone = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, httpx.HTTPError)
-    try:
-        wanted, indices = _wanted(HfApi().list_repo_files(source, revision=revision), small, parts)
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-        if named := [(Path(index).parent / name).as_posix() for index in indices for name in shards(folder / index)]:
-            snapshot_download(source, revision=revision, allow_patterns=named)
-        return folder
-    except gone as error:
-        try:
-            return Path(snapshot_download(source, revision=revision, local_files_only=True))
-        except gone:
-            raise ModelMissingError(
-                f"{source} is neither a folder nor to be had from the hub ({type(error).__name__}); download it where "
-                "there is a network, then pass its folder with --model"
-            ) from error
-
-
-def _wanted(names: list[str], small: list[str], parts: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Patterns of what is downloaded first, and the indices among it, whose shards are next."""
-    wanted, indices = list(small), []
-    for part, stem in parts.items():
-        prefix = f"{part}/" if part else ""
-        wanted.append(f"{prefix}config.json")
-        chosen = choose_weights((n.removeprefix(prefix) for n in names if n.startswith(prefix)), stem)
-        if chosen is not None:
-            wanted.append(prefix + chosen.name)
-            indices += [prefix + chosen.name] if chosen.sharded else []
-    return wanted, indices
+    return fetch(source, [], dict.fromkeys(("", "unet"), DIFFUSERS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from obclip.cloud.attention import project_text
 from obclip.cloud.hub import fetch_pipeline, fetch_unet
 from obclip.cloud.text import Conditioning, Encoder, TextEncoders, load_tokenizer
 from obclip.cloud.unet import LayeredUNet
-from obclip.cloud.weights import TEXT, UNET, weight_files, weights_in
 from obclip.core.errors import InputError, ModelMissingError
-from obclip.core.files import sha256_file
 from obclip.core.pairs import ModelRef, Pair, resolve_source
 from obclip.core.schedule_config import ScheduleConfig
+from obclip.core.weights import DIFFUSERS, TRANSFORMERS, digest_files, weight_files, weights_in
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PARTS = ("text_encoder", "tokenizer", "scheduler")
@@ -86,11 +84,11 @@ def load_model(
             raise ModelMissingError(f"{folder} is no diffusers folder: it has no {part}/")
     texts = [folder / part for part in ("text_encoder", "text_encoder_2") if (folder / part).is_dir()]
     unet_folder = _unet_folder(apart) if apart else folder / "unet"
-    found = {text: weights_in(text, TEXT) for text in texts} | {unet_folder: weights_in(unet_folder, UNET)}
+    found = {text: weights_in(text, TRANSFORMERS) for text in texts} | {unet_folder: weights_in(unet_folder, DIFFUSERS)}
     files = [file for part, weights in found.items() for file in weight_files(part, weights)]
     load: dict[str, Any] = {"torch_dtype": _DTYPES[name], "local_files_only": True, "use_safetensors": True}
     with ThreadPoolExecutor(1) as beside:  # reads what is loaded: gigabytes at a few hundred MB/s
-        digest = beside.submit(_digest_of, files)
+        digest = beside.submit(digest_files, files)
         try:
             unet = UNet2DConditionModel.from_pretrained(unet_folder, variant=found[unet_folder].variant, **load)
             text = _load_text(folder, [load | {"variant": found[text].variant} for text in texts])
@@ -146,7 +144,3 @@ def _check_shape(pair: Pair, unet: UNet2DConditionModel, encoders: int) -> None:
             f"the UNet's added conditions are {kind!r} beside {encoders} text encoder(s); Stable Diffusion 1.x (none) "
             "and XL ('text_time', two encoders) can be served"
         )
-
-
-def _digest_of(files: list[Path]) -> str:
-    return hashlib.sha256("".join(sha256_file(p) for p in files).encode()).hexdigest()

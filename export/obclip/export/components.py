@@ -15,9 +15,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.weights import TRANSFORMERS, weights_in
 from obclip.export.modules import Decoder, Encoder, Text, TextWithProjection, Unet
 from obclip.export.shapes import Shapes
-from obclip.export.sources import weight_variant
 from obclip.export.weights import load_model
 
 __all__ = ["Inputs", "Part", "Shapes", "load_part", "load_tiny_decoder", "load_vae"]
@@ -84,7 +84,11 @@ def load_tiny_decoder(folder: Path, shapes: Shapes, latent_scale: float) -> Part
 def _load_text(kind: Any, folder: Path) -> Any:
     try:
         return kind.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, variant=weight_variant(folder)
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=weights_in(folder, TRANSFORMERS).variant,
         ).eval()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelMissingError(f"{folder} cannot be loaded as {kind.__name__}: {error}") from error

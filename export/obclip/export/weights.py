@@ -15,7 +15,8 @@ import torch
 from accelerate import init_empty_weights
 
 from obclip.core.errors import ModelMissingError
-from obclip.export.sources import read_json, weight_files
+from obclip.core.weights import DIFFUSERS, weight_files, weights_in
+from obclip.export.sources import read_json
 
 _DTYPES = {
     "F64": (np.float64, torch.float64), "F32": (np.float32, torch.float32), "F16": (np.float16, torch.float16),
@@ -31,7 +32,7 @@ def load_model(kind: Any, folder: Path) -> Any:
     A float32 checkpoint stays mapped from disk, so its pages can be given back; others cost their float32 size.
     ModelMissingError: missing, damaged or mismatched weights or configuration.
     """
-    files = weight_files(folder)
+    files = weight_files(folder, weights_in(folder, DIFFUSERS))
     try:
         with init_empty_weights(include_buffers=False):
             model = kind.from_config(_plain(read_json(folder / "config.json")))

@@ -1,11 +1,12 @@
 """Which files of a diffusers model are loaded: one format, one variant. The others are neither fetched nor hashed.
 
-As obclip.export.sources chooses them, so that a bundle and its server have the same weights: full precision where there
-is any, else the variant with the shortest name (fp16, not non_ema).
+Cloud and export choose alike, so that a bundle and its server have the same weights: full precision where there is any,
+else the variant with the shortest name (fp16, not non_ema). Weights that would have to be unpickled are not taken.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obclip.core.errors import ModelMissingError
+from obclip.core.files import sha256_file
 
-UNET, TEXT = "diffusion_pytorch_model", "model"  # what diffusers and transformers call the weights of a part
+# What the weights of a part are called by whom they are loaded with: UNets and VAEs, text encoders
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def choose_weights(names: Iterable[str], stem: str) -> Weights | None:
     found = [Weights(m[0], m[1] or m[2]) for name in names if (m := pattern.fullmatch(name))]
 
     def rank(one: Weights) -> tuple[int, str, bool]:
-        return len(one.variant or ""), one.variant or "", one.sharded != (stem == UNET)
+        return len(one.variant or ""), one.variant or "", one.sharded != (stem == DIFFUSERS)
 
     return min(found, key=rank, default=None)
 
@@ -47,7 +50,9 @@ def weights_in(folder: Path, stem: str) -> Weights:
     """`choose_weights` of a folder on disk. ModelMissingError if it has none."""
     found = choose_weights((p.name for p in folder.iterdir()) if folder.is_dir() else (), stem)
     if found is None:
-        raise ModelMissingError(f"{folder} has no .safetensors weights; convert the model first")
+        raise ModelMissingError(
+            f"{folder} has no .safetensors weights; save the model with diffusers' save_pretrained, which writes them"
+        )
     return found
 
 
@@ -66,3 +71,8 @@ def shards(index: Path) -> list[str]:
         return sorted(set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelMissingError(f"{index} is no index of weights ({type(error).__name__}); get it again") from error
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """A model's digest: SHA-256 over those of its weights' files."""
+    return hashlib.sha256("".join(sha256_file(p) for p in files).encode()).hexdigest()
