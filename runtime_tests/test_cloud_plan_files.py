@@ -93,6 +93,13 @@ def test_the_papers_cache_and_reuse_can_be_served(plan_file: Callable[[str], Pat
     assert doubled.policies(job(3, 6).request) == [PublishedCache(1, 1, DEPTH, 4), PublishedReuse(1)]
 
 
+def test_a_plan_that_shares_attention_maps_is_refused_where_passes_have_one_row(plan_file: Callable[[str], Path]):
+    with pytest.raises(InputError, match=r"max_rows is 1, and the plan mine shares .*: raise max_rows to 2 or more"):
+        load_planner(plan_file(PUBLISHED), FIRST_T, DEPTH, max_rows=1)
+    unused = plan_file(PUBLISHED.replace("reuse = 2", "reuse = 0"))
+    assert load_planner(unused, FIRST_T, DEPTH, max_rows=1)(job(3).request).widest == 1
+
+
 def test_step_numbers_are_scaled_to_the_requests_own_steps(plan_file: Callable[[str], Path]):
     planner = load_planner(plan_file(CLASSES), steps=2 * FIRST_T, depth=DEPTH)  # for twice as many as are asked for
     assert planner.policies(job(2, 4).request) == [SharedUnconditional(1)]

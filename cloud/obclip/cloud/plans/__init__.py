@@ -80,13 +80,23 @@ class RequestClass:
 
 @dataclass(frozen=True)
 class Planner:
-    """Requests to plans. name: of the file. steps: the solver steps that the file's numbers are meant for."""
+    """Requests to plans. name: of the file. steps: the solver steps that the file's numbers are meant for.
+
+    InputError for passes of one row where attention maps are shared: there is no room beside the pivot.
+    """
 
     name: str
     steps: int
     classes: tuple[RequestClass, ...]
     max_rows: int = 64
     guidance_distilled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 2 and any(c.settings.get("published_reuse") for c in self.classes):
+            raise InputError(
+                f"max_rows is {self.max_rows}, and the plan {self.name} shares attention maps between rows "
+                "(published_reuse): raise max_rows to 2 or more, or choose another plan"
+            )
 
     def policies(self, request: Request) -> list[Policy]:
         n, k = len(request.candidates), request.handoff
