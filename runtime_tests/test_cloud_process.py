@@ -215,6 +215,7 @@ def test_a_process_whose_model_cannot_run_says_why_and_ends_with_1(large_folder:
     assert re.search(
         r'error obclip\.cloud warm_up_failed error=MemoryError where="<string>:\d+ forward <', ended.stderr
     )
+    assert "engine_dead" not in ended.stderr  # one cause, one event
     assert "obclip serve: the model failed in its first passes (MemoryError; " in ended.stderr
     assert "lower --max-rows" in ended.stderr
     assert "woman" not in ended.stderr

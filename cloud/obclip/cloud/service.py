@@ -225,7 +225,8 @@ class Service:
             log.error("metrics_error", error)
         if event.kind == "dead":
             self._dead = True
-            log.error("engine_dead")
+            if self._started:  # else `start` says so, and why
+                log.error("engine_dead")
         elif event.kind in ("oom", "nan_rerun", "failed"):
             log.warning(f"engine_{event.kind}", **event.values)
         else:
