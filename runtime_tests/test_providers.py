@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from tiny import make_sd_folder
 
@@ -274,6 +276,22 @@ def test_a_graph_that_cannot_be_kept_is_opened_all_the_same(
         monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "nowhere"))
     x = np.ones((1, 32), np.float32)
     np.testing.assert_array_equal(find(provider).open(graph, Opening(cache=cache)).run(x=x)["y"], x)
+
+
+def test_a_graph_that_could_not_be_kept_is_opened_once_until_it_is_tried_again(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    opened: list[str] = []
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda *a, **o: opened.append(a[0]) or real(*a, **o))
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "nowhere"))
+    counts = []
+    for days in (0, 0, 8):
+        for note in tmp_path.glob("kept/*"):
+            os.utime(note, (time.time() - days * 86_400,) * 2)
+        find("cpu").open(graph, Opening(cache=tmp_path / "kept" / "graph"))
+        counts.append(len(opened))
+    assert counts == [2, 3, 5]
 
 
 def test_what_makes_room_is_never_found_half_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

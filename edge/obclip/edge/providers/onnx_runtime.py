@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from obclip.edge.providers.base import Opening
 _SUFFIX = "ExecutionProvider"
 _SILENT = 3  # errors only: warnings about constant folding are of no use to a user
 _CACHED, _CACHED_DATA = "model.onnx", "model.onnx_data"
+_AGAIN_S = 7 * 86_400.0  # from when a graph could not be kept; the disk may have been full
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class OnnxRuntimeProvider:
         return ("fp32",)
 
     def open(self, path: Path, opening: Opening) -> OnnxRuntimeSession:
-        if self.name == "cpu" and opening.cache is not None:
+        unkept: Path | None = None
+        if self.name == "cpu" and opening.cache is not None and not _given_up(opening.cache):
             try:
                 return OnnxRuntimeSession(_open_kept(path, opening, opening.cache, [self.full_name]), self.full_name)
             except Exception:  # a graph that cannot be kept, or of which a part is gone: open it without
-                remove_folder(opening.cache)
+                unkept = None if remove_folder(opening.cache) else opening.cache  # what was there is made again
         settings = _settings(opening)
         providers: list[Any] | None = [self.full_name]
         if self._plugin is not None:
@@ -84,7 +87,7 @@ class OnnxRuntimeProvider:
         if opening.strict and self.name != "cpu":
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            return OnnxRuntimeSession(ort.InferenceSession(str(path), settings, providers=providers), self.full_name)
+            session = ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no base class but Exception
             if opening.strict and "fallback" in str(error):
                 raise BundleError(
@@ -92,6 +95,10 @@ class OnnxRuntimeProvider:
                     f"export variants for {self.target}, or leave --strict out"
                 ) from error
             raise BundleError(f"{path} cannot be loaded by ONNX Runtime {ort.__version__}: {error}") from error
+        if unkept is not None:
+            with contextlib.suppress(OSError):
+                _note(unkept).touch()
+        return OnnxRuntimeSession(session, self.full_name)
 
 
 class OnnxRuntimeSession:
@@ -132,6 +139,19 @@ def _settings(opening: Opening) -> Any:
         settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
         settings.add_session_config_entry("session.disable_prepacking", "1")
     return settings
+
+
+def _note(cache: Path) -> Path:
+    """A file whose date is when the graph could last not be kept."""
+    return cache.with_name(f"{cache.name}.not-kept")
+
+
+def _given_up(cache: Path) -> bool:
+    """Whether the graph could not be kept lately: trying costs as much as opening it."""
+    try:
+        return time.time() - _note(cache).stat().st_mtime < _AGAIN_S
+    except OSError:
+        return False
 
 
 def _open_kept(path: Path, opening: Opening, cache: Path, providers: list[str]) -> Any:
