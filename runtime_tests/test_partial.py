@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -13,10 +15,14 @@ from test_quantise import SIDE, numbers, small_model
 
 from obclip.core.errors import RunError
 from obclip.core.manifest import Component
+from obclip.export import Calibration, precisions
 from obclip.export import partial as partial_module
 from obclip.export.graphs.shared_data import SharedData
 from obclip.export.partial import Partial, Record
 from obclip.export.quantise import quantise
+from obclip.export.quantise.measured import Measured
+from obclip.export.quantise.sensitivity import Damage
+from obclip.export.shapes import Shapes
 
 
 def test_what_was_exported_outlives_a_stop_within_a_further_precision(tmp_path: Path):
@@ -80,6 +86,30 @@ def test_a_part_that_is_damaged_is_made_again(harm: str, tmp_path: Path):
 def exported(partial: Partial) -> None:
     (partial.begin("unet") / "model.onnx").write_bytes(b"a graph")
     partial.finish("unet", Component("unet", "unet/model.onnx", "fp32", 20, {}, {}), ())
+
+
+def test_an_export_that_goes_on_knows_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    known: list[dict] = []
+
+    def stopped(setting: Any, *_: object) -> None:
+        known.append(dict(setting.measured))
+        setting.measured["layers"] = ["a", "b"], [Damage(("a", "b"), 0.1, 1.0)]
+        raise KeyboardInterrupt
+
+    def prepared(*_: object, measured: Path, **__: object) -> Any:
+        return SimpleNamespace(measured=Measured(measured))
+
+    monkeypatch.setattr(precisions, "prepare", prepared)
+    monkeypatch.setattr(precisions, "quantise_unet", stopped)
+    wanted, shapes = precisions.Wanted(("int8",), ("cpu",), 0), Shapes(4, 8, 8, 77, 32, 8)
+    for key in ("key", "key", "another"):
+        with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "out", key) as partial:
+            exported(partial)
+            record = partial.find("unet")
+            precisions.add_precisions(partial, [record], wanted, Calibration(), shapes, 1.0, lambda *_: None)
+    assert known == [{}, {"layers": (["a", "b"], [Damage(("a", "b"), 0.1, 1.0)])}, {}]
+    (tmp_path / ".out.partial" / ".export" / "sensitivity").write_text('{"layers": [1]}')
+    assert Measured(tmp_path / ".out.partial" / ".export" / "sensitivity") == {}
 
 
 def full_disk(*_: object) -> None:

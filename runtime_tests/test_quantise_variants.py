@@ -30,6 +30,7 @@ from obclip.export.quantise import variants
 from obclip.export.quantise.cloud_half import handed_over
 from obclip.export.quantise.conditions import encode
 from obclip.export.quantise.graph import layers, load_graph
+from obclip.export.quantise.measured import Measured
 from obclip.export.quantise.prompts import EMOJI, PEOPLE
 from obclip.export.quantise.sensitivity import Damage
 from obclip.export.quantise.trajectories import trajectories
@@ -262,7 +263,7 @@ def test_variants_of_device_graphs(
 
 
 def test_graphs_of_the_same_layers_are_measured_once(
-    setting: Setting, bundle: Path, graphs: tuple[Variant, ...], monkeypatch: pytest.MonkeyPatch
+    setting: Setting, bundle: Path, graphs: tuple[Variant, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     asked: list[str] = []
 
@@ -277,8 +278,8 @@ def test_graphs_of_the_same_layers_are_measured_once(
         node.name = f"other_{node.name}"
     renamed = full.with_name("renamed.onnx")
     ir.save(model, renamed)
-    fresh = replace(setting, measured={})
     for path in (full, renamed, shallow, full):
+        fresh = replace(setting, measured=Measured(tmp_path / "kept"))  # as an export that goes on
         table, names = variants._sensitivity(fresh, path, {}, [], "cpu")
         assert names == [layer.name for layer in layers(load_graph(path))]
         assert [d.layers for d in table] == [(name,) for name in names]

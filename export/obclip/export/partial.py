@@ -129,6 +129,10 @@ class Partial:
         atomic_write_bytes(self._state / f"{name}.json", json.dumps(asdict(record)).encode())
         return record
 
+    def note(self, name: str) -> Path:
+        """A file of the export's own, which is no part of the bundle. name: without .json, which records have."""
+        return self._state / name
+
     def publish(self) -> None:
         """Give the folder the bundle's name. FileExistsError: something else that may not be replaced has it by now."""
         sync_folder(self.folder)

@@ -73,7 +73,7 @@ def add_precisions(
     todo = [(p, t) for p, t in wanted.pairs() if ("unet", p, t) not in made or ("vae_decoder", p, t) not in made]
     if not todo:
         return list(records)
-    setting = _setting(partial.folder, calibration, wanted, shapes, latent_scale, report)
+    setting = _setting(partial, calibration, wanted, shapes, latent_scale, report)
     for precision, target in todo:
         for name in ("unet", "vae_decoder"):
             if (name, precision, target) in made:
@@ -100,7 +100,7 @@ def _variants(setting: Setting, record: Record, precision: str, target: str, rep
 
 
 def _setting(
-    folder: Path, calibration: Calibration, wanted: Wanted, shapes: Shapes, latent_scale: float, report: Progress
+    partial: Partial, calibration: Calibration, wanted: Wanted, shapes: Shapes, latent_scale: float, report: Progress
 ) -> Setting:
     started = time.perf_counter()
     height, width = shapes.height * shapes.downscale, shapes.width * shapes.downscale
@@ -110,8 +110,9 @@ def _setting(
     if (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):
         pair = replace(pair, height=height, width=width, latent_channels=shapes.channels)
     setting = prepare(
-        pair, folder, prompts.choose(pair.name, calibration.prompts), latent_scale, large=calibration.large,
+        pair, partial.folder, prompts.choose(pair.name, calibration.prompts), latent_scale, large=calibration.large,
         floor_db=calibration.floor_db, external_above_bytes=wanted.external_above_bytes,
+        measured=partial.note("sensitivity"),
     )  # fmt: skip
     report("calibration", f"{calibration.prompts} trajectories", time.perf_counter() - started)
     return setting

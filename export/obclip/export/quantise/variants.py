@@ -19,6 +19,7 @@ from obclip.core.schedule import Schedule
 from obclip.export.external import EXTERNAL_ABOVE_BYTES
 from obclip.export.graphs.shared_data import SharedData
 from obclip.export.quantise.graph import Feed, every, layers, load_graph
+from obclip.export.quantise.measured import Measured
 from obclip.export.quantise.qdq import tensors_to_range
 from obclip.export.quantise.ranges import Range, activation_ranges
 from obclip.export.quantise.run import PRECISIONS, apply, quantise
@@ -57,7 +58,7 @@ class Setting:
     latent_scale: float
     floor_db: float = FLOOR_DB
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES
-    measured: dict[tuple[object, ...], tuple[list[str], list[Damage]]] = field(default_factory=dict, compare=False)
+    measured: Measured = field(default_factory=Measured, compare=False)
 
 
 def prepare(
@@ -69,10 +70,12 @@ def prepare(
     large: Path | None = None,
     floor_db: float = FLOOR_DB,
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
+    measured: Path | None = None,
 ) -> Setting:
     """Trajectories of `prompts`, seeds 0, 1, ...; every fourth judges and is not calibrated on.
 
-    large: diffusers folder of the cloud's model. InputError for fewer than two prompts.
+    large: diffusers folder of the cloud's model. measured: file that keeps sensitivity. InputError for fewer
+    than two prompts.
     """
     if len(prompts) < 2:
         raise InputError(f"{len(prompts)} prompts: at least two are needed, one to calibrate on and one to judge by")
@@ -81,7 +84,7 @@ def prepare(
     return Setting(
         pair, bundle, device_schedule(pair, bundle),
         tuple(t for i, t in enumerate(found) if i not in held), tuple(t for i, t in enumerate(found) if i in held),
-        latent_scale, floor_db, external_above_bytes,
+        latent_scale, floor_db, external_above_bytes, Measured(measured),
     )  # fmt: skip
 
 
@@ -232,7 +235,9 @@ def _sensitivity(
     """Damage of the graph's groups, as measured on this or another graph of the same layers; names of its layers."""
     model = load_graph(source)
     found = layers(model)
-    names, key = [layer.name for layer in found], (source.parent, *(_key(model, layer.weight) for layer in found))
+    names = [layer.name for layer in found]
+    read = (source.parent.name, *(_key(model, layer.weight) for layer in found))
+    key = hashlib.sha256(repr(read).encode()).hexdigest()
     if key not in setting.measured:
         setting.measured[key] = names, damage(source, ranges, probes, target)
     theirs, table = setting.measured[key]
