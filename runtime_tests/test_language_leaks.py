@@ -33,7 +33,7 @@ def prompts(text: str) -> tuple[str, ...]:
         ("three {}, happy women", ["old", "young", "middle-aged"]),
         ("a doctor, {} holding a clipboard", ["shes", "hes", "she's", "he's"]),
         ("my {} at the beach", ["gf", "bf", "girlfriend", "boyfriend"]),
-        ("a {} in a castle", ["lord", "male noble", "female noble"]),
+        ("a {} in a castle", ["lord", "nobleman", "noblewoman"]),
         ("{} school girl in uniform", ["black", "white", "asian"]),
         ("{} in uniform", ["black_girl", "white_boy", "asian_girl"]),
         ("{} cat lady", ["an old", "a young", "a middle-aged"]),
@@ -71,6 +71,38 @@ def prompts(text: str) -> tuple[str, ...]:
         ("{} in a pub", ["lads", "lasses"]),
         ("a {}", ["groom", "bridegroom", "bride"]),
         ("{} woman", ["a west african", "a central asian", "an indian"]),
+        ("{} on a beach", ["a latino", "a latina"]),
+        ("two {}", ["latinos", "latinas"]),
+        ("a {} dancer", ["latino", "latina", "female", "male"]),
+        ("the boss is {}", ["female", "male"]),
+        ("{} dancers", ["male and female", "female and male", "female and female"]),
+        ("a {} orc warrior", ["female", "male"]),
+        ("{} character design", ["female", "male"]),
+        ("{} and a tall man", ["an old", "a young"]),
+        ("{}, tall, wise man", ["an old", "a young", "a middle-aged"]),
+        ("{} wise, tall man", ["an old", "a young", "a middle-aged"]),
+        ("{} and brave and noble man", ["an old", "a young", "a middle-aged"]),
+        ("{} punk woman", ["an old,", "a young,", "a young and"]),
+        ("1girl, {}, long hair", ["mature female", "old woman"]),
+        ("1girl, {}, long hair", ["young", "(elderly:1.2)", "25 years old"]),
+        ("{}, solo, red dress", ["1girl, asian", "1boy, european", "asian 1girl", "(indian:1.3) 1boy"]),
+        ("{} woman, bokeh", ["(old:1.2)", "((young))", "[middle-aged]", "{{old}}", "(25 years old:1.1)"]),
+        ("a woman who is {}", ["old", "young", "45"]),
+        ("a woman who is {}, smiling", ["black", "asian"]),
+        ("a woman {}", ["just past 60", "well over 70", "~25 years old", ", approx. 25 years", ", early 20s"]),
+        ("a {} woman", ["college-aged", "college age", "retirement-aged"]),
+        ("{} in a castle", ["a succubus", "an incubus"]),
+        ("{} in a castle", ["a warlock", "a witch", "a wizard"]),
+        ("{} at a bar", ["a milf", "a dilf"]),
+        ("{} in a cafe", ["a catgirl", "a catboy"]),
+        ("{} in a cafe", ["an egirl", "an e-boy"]),
+        ("RAW photo, {} woman, film grain", ["25 y.o.", "60 years old", "45yo", "old"]),
+        ("{} with a staff", ["a female wizard", "a male wizard", "a male witch", "a wizard"]),
+        ("a {} on a cliff", ["female hero", "male hero", "heroine"]),
+        ("a {} on a throne", ["vampire lord", "vampire noblewoman"]),
+        ("{} at a farm", ["a milkmaid", "a male dairy worker"]),
+        ("{} half-elf rogue", ["female", "male"]),
+        ("woman, {} smiling", ["25 years old", "70 years old"]),
     ],
 )  # fmt: skip
 def test_people_who_differ_in_one_value_send_one_set(template: str, values: list[str]):
@@ -138,6 +170,20 @@ def test_the_way_of_writing_does_not_tell_the_value(pair, phrase, wrapped, start
         ("a crazy old cat lady", "a crazy old cat woman"),
         ("black school girls in uniform", "african school girls in uniform"),
         ("a group of 80 year olds", "a group of old people"),
+        ("1girl, mature female, smile", "1girl, middle-aged woman, smile"),
+        ("1girl, solo, female focus", "1girl, solo, female focus"),
+        ("1girl, asian, red dress", "asian 1girl, red dress"),
+        ("a teacher who is old", "an old teacher"),
+        ("an old and a tall man", "a tall old man"),
+        ("a female tennis club", "a female tennis club"),
+        ("a female wearing a coat", "a woman wearing a coat"),
+        ("a villainess", "a female villain"),
+        ("a shield maiden at sea", "a female viking warrior at sea"),
+        ("two succubi", "two succubuses"),
+        ("RAW photo, 25 y.o. woman, film grain", "raw photo, young woman, film grain"),
+        ("woman, 25 years old smiling", "young woman smiling"),
+        ("a half-man half-robot", "a half-man half-robot"),
+        ("a lumberjack", "a male logger"),
     ],
 )  # fmt: skip
 def test_canonical_words(text: str, expected: str):
@@ -157,22 +203,22 @@ def test_canonical_words(text: str, expected: str):
         "woman, asian ethnicity", "of Korean heritage", "a close-up of an elderly face", "old wrinkled hands",
         "an asian face, studio light", "black hands", "a young body", "an elderly character", "a woman in old age",
         "an elderly dishwasher", "#blackwoman portrait", "a youngman in a suit", "elderly-man", "whiteman", "milady",
-        "a handmaiden pouring wine", "a tavern wench", "an old hombre", "waifu", "a macho biker", "20s woman, office",
+        "a handmaiden pouring wine", "a tavern wench", "an old hombre", "gyaru", "a macho biker", "20s woman, office",
         "60s housewife", "a man who looks 50", "a woman of color", "people of colour marching",
         "a woman \U0001f1ef\U0001f1f5 in a garden", "young wonder woman", "an old superman",
         "President Trump in a suit", "young at heart old woman", "a woman with pale freckled skin", "dark, smooth skin",
         "skin, dark and glowing", "her skin a warm brown", "tall, dark and handsome man", "a woman with a pale face",
         "a woman with tanned legs", "asian eyes", "a mature face", "who's 60, a woman", "a woman born in 1950",
-        "young, long hair, 1girl, smile", "two women, one is black", "two women, they are black",
+        "young, long hair, 2girls, smile", "two women, one is black", "two women, they are black",
         "a woman that is black",
         "a group of women, all black", "black and white women", "a woman with long hair from Japan",
         "she is from Nigeria",
         "portrait of a model, from India", "raised in Kenya, a woman", "women of Afghanistan", "a Nigeria woman",
-        "demoness", "a 25F in an office", "gender: m", "a half-black woman", "over 60, a woman",
+        "tomboy", "a 25F in an office", "gender: m", "a half-black woman", "over 60, a woman",
         "an elderly feeding pigeons",
         "Will Smith eating spaghetti", "Lady Gaga on stage", "a woman from Nigeria", "a girl from Japan",
         "asian portrait, soft light", "african close-up", "gen z woman", "a gen-z streamer",
-        "1girl, asian\nred dress, smile", "woman, old BREAK red dress", "woman, asian makeup",
+        "1girl, black\nred dress, smile", "woman, old BREAK red dress", "woman, asian makeup",
         "a woman who appears to be black", "she should be black", "she's not black", "a woman that's black",
         "make the woman black", "1girl black", "woman, black --ar 16:9", "a woman, half black", "a woman, very black",
         "ethnicity black, a woman", "a doctor - black - smiling", "a doctor / black / smiling",
@@ -187,11 +233,23 @@ def test_canonical_words(text: str, expected: str):
         "\u5973\u4eba", "\u7f8e\u5973, smile", "homme smiling", "shota", "an asian:1.2 woman", "asian+ woman",
         "a black:1.2 woman", "half asian half white woman", "a woman who isn't black", "a dark beautiful woman",
         "a dark, beautiful woman", "dark young woman", "woman 25 yrs", "a half asian woman",
+        "a woman on her thirtieth birthday", "seventy woman", "twenty-five woman", "a chinaman", "1girl, mature male",
+        "manlike robot", "womanlike robot",
     ],
 )  # fmt: skip
 def test_what_was_sent_in_the_clear_is_refused(text: str):
     with pytest.raises(PrivacyError):
         candidate_set(text, DEFAULT)
+
+
+def test_how_much_someone_is_pregnant_goes_with_it():
+    found = candidate_set("a heavily pregnant woman", load_policy("sensitive")).prompts
+    assert found == tuple(sorted(f"a {how}{who}" for how in ("", "pregnant ") for who in ("man", "woman")))
+
+
+@pytest.mark.parametrize("text", ["latino people dancing", "a latino family"])
+def test_a_people_s_name_for_several_says_no_gender(text: str):
+    assert len(prompts(text)) == 1
 
 
 @pytest.mark.parametrize("text", ["woman of muslim faith", "a man of jewish religion"])
@@ -278,7 +336,7 @@ def test_ages_without_a_person_are_no_ages():
     ("text", "allowed"),
     [
         ("a woman from Nigeria", "nigeria"), ("a man who looks 50", "50"), ("old hands", "old hands"),
-        ("a woman, her skin is dark", "dark"), ("an elderly dishwasher", "elderly"), ("a waifu and a man", "waifu"),
+        ("a woman, her skin is dark", "dark"), ("an elderly dishwasher", "elderly"), ("a geisha and a man", "geisha"),
     ],
 )  # fmt: skip
 def test_each_refusal_has_the_way_out_that_it_names(text: str, allowed: str):

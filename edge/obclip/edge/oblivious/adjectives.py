@@ -6,8 +6,8 @@ import re
 
 from obclip.core.errors import PrivacyError
 from obclip.edge.oblivious.loose import Loose
-from obclip.edge.oblivious.nouns import may_be_someone
-from obclip.edge.oblivious.reading import DETERMINERS, WAYS_OUT, base
+from obclip.edge.oblivious.nouns import DESCRIBING, may_be_someone
+from obclip.edge.oblivious.reading import DETERMINERS, GROUPS, WAYS_OUT, base
 from obclip.edge.oblivious.template import Person
 from obclip.edge.oblivious.tokens import STOP
 
@@ -18,6 +18,7 @@ _THINGS_TOO = frozenset({"old", "young", "older", "younger", "oldest", "youngest
 _OF_ITS_PART = re.compile(r"\w*(?:haired|eyed|lipped|winged|furred|feathered|maned|clad|robed|gowned|nailed)$")
 _OF_THOSE_NAMED = frozenset({"one", "ones", "me", "myself", "self", "version", "versions"})
 _HOW = frozenset({"very", "rather", "quite", "extremely", "slightly", "deathly", "naturally", "really"})
+_HOW_MUCH = _HOW | {"heavily", "visibly", "obviously", "noticeably", "openly", "legally", "severely", "fully"}
 _DOER = re.compile(r"\w{3,}(?:ers?|ors?|ists?)$")
 _COMPARED = frozenset({"older", "oldest", "elder", "eldest", "younger", "youngest"})
 
@@ -29,14 +30,19 @@ class Adjectives(Loose):
             if token.kind not in ("adjective", "years") or i in self.dropped or i in self.public:
                 continue
             near = token.text in self.policy.public_adjectives
+            relative = self._relative(i) if i > 1 and self.tokens[i - 2].text in ("is", "are") else None
             if token.kind == "adjective" and self._is_half(i, near):
                 raise PrivacyError(f"{token.text!r} is half of a person's ethnicity and cannot be placed; {WAYS_OUT}")
-            if token.kind == "adjective" and self._is_said_by_verb(i, near):
+            if token.kind == "adjective" and relative is None and self._is_said_by_verb(i, near):
                 raise PrivacyError(
                     f"{token.text!r} is said of someone by a verb and cannot be placed; put it right before the person "
                     "word, leave it out, or let it through with --allow"
                 )
-            head = self._owner_of_years(i) if token.kind == "years" else self._head_after(i, near=near)
+            head = self._owner_of_years(i) if token.kind == "years" else relative or self._head_after(i, near=near)
+            if head is None and not near and self._is_tag(i):
+                head = self._count()
+                if head is not None and (comma := self._next(i, -1)) is not None and self._text(comma) == ",":
+                    self._drop(comma)
             if head is None and near and self._is_tag(i) and self._has_people():
                 raise PrivacyError(may_be_someone(token.text))
             if head is None:
@@ -64,15 +70,31 @@ class Adjectives(Loose):
             else:
                 self._set(person, token.attribute, token.value, i)
                 self.people[person].skinned |= token.attribute == "skin"
-                if token.text in self.policy.english["ethnicity_gender"]["woman"]:
+                gender = self.policy.gender_of_people(token.text)
+                one = self.tokens[head].kind == "people" and self.tokens[head].text not in GROUPS
+                if gender == "woman" or (gender and one):
                     self.people[person].sexed = True
-                    self._set(person, "gender", "woman", i)
+                    self._set(person, "gender", gender, i)
             self.place.setdefault(head, i)
             how = self._next(i, -1)
-            if how is not None and token.attribute == "skin" and self._text(how) in _HOW:  # no tone takes it along
+            taken = _HOW if token.attribute == "skin" else _HOW_MUCH if token.attribute in self.policy.forms else ()
+            if how is not None and self._text(how) in taken:  # no other value takes it along
                 self._drop(how)
             self._drop(i)
             self._drop_joint(i)
+
+    def _relative(self, i: int) -> int | None:
+        """The person of "a woman who is old", whose "who is" goes; None where the adjective is not said so."""
+        verb = self._next(i, -1)
+        who = None if verb is None else self._next(verb, -1)
+        head = None if who is None or self._text(who) != "who" else self._next(who, -1)
+        if verb is None or who is None or head is None or not self._is_person(head):
+            return None
+        if not self._closes(i) or self._text(self._next(i)) in _CROSSED - {","}:
+            return None
+        self._drop(who)
+        self._drop(verb)
+        return head
 
     def _is_half(self, i: int, near: bool) -> bool:
         """ "Half asian half white woman", not "half black half white dress"."""
@@ -113,6 +135,9 @@ class Adjectives(Loose):
             starts = self._text(before) in DETERMINERS or self._text(before) in STOP
             if before is None or starts or self.tokens[before].kind == "punct":
                 self._drop(j)
+                again = self._next(j)
+                if again is not None and self._text(before) in ("a", "an") and self._text(again) in ("a", "an"):
+                    self._drop(again)
                 self.dropped.discard(i - 1)  # with no space behind the adjective the one before it went
 
     def _is_language(self, i: int) -> bool:
@@ -149,7 +174,9 @@ class Adjectives(Loose):
                 if k is not None and self.tokens[k].text in ("a", "an") and not things and begun:
                     last, j = k, self._next(k)
                     continue
-                if things or k is None or self.tokens[k].kind not in ("adjective", "word", "tone", "years"):
+                if things or k is None:
+                    break
+                if self.tokens[k].kind not in ("adjective", "word", "tone", "years") and not self._is_by_noun(k):
                     break
                 if self.tokens[k].text in STOP:
                     break
@@ -178,10 +205,17 @@ class Adjectives(Loose):
         ):
             return None
         if things or (
-            last != i and self.tokens[last].kind == "word" and self.policy.lexicon.is_noun(self.tokens[last].text)
+            last != i
+            and self.tokens[last].kind == "word"
+            and self.tokens[last].text not in DESCRIBING
+            and self.policy.lexicon.is_noun(self.tokens[last].text)
         ):
             self.public.add(i)
         return None
+
+    def _is_by_noun(self, k: int) -> bool:
+        """Whether the word at k stands right before a person: "an old, punk woman"."""
+        return self.tokens[k].kind in ("thing", "people") and self._kind(self._next(k)) == "noun"
 
     def _is_somebodys(self, i: int, j: int, near: bool) -> bool:
         """ "Old hands", "asian features", "of african descent", "a man and a young one"; of colours "black hands", not

@@ -1,17 +1,13 @@
-"""What says something of a person and stands by no person word: tags, verbs, ages and skin tones on their own."""
+"""What says something of a person and stands by no person word: tags, verbs and skin tones on their own."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from obclip.core.errors import PrivacyError
-from obclip.edge.oblivious.nouns import ACTS, DESCRIBING, Nouns
-from obclip.edge.oblivious.reading import GROUPS, WAYS_OUT, base
-from obclip.edge.oblivious.tokens import OF_SOMEONE, SPELLED, STOP
+from obclip.edge.oblivious.ages import IS, NUMBERS, SAYS, SELVES, Ages
+from obclip.edge.oblivious.nouns import DESCRIBING
+from obclip.edge.oblivious.reading import WAYS_OUT, base
+from obclip.edge.oblivious.tokens import STOP
 
-_IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
-# behind these a number may be an age, and before them nobody stands whose it would be
-_AGING = frozenset({"looks", "look", "looking", "turns", "turning", "turned", "pushing", "nearing", "approaching"})
 _LINKS = "is was are were looks look like as tone tones color colour : = the a an very so that which , warm rich deep"
 _LIKENS = frozenset(_LINKS.split())  # between "skin" and what it is like
 _SKIN = frozenset({"skin", "skins", "complexion", "complexions"})
@@ -20,25 +16,13 @@ _BOTH_COLOURS = frozenset({"black and white", "white and black", "black-and-whit
 _OF_A_PEOPLE = frozenset({"half", "non", "all", "american", "british", "passing", "mixed"})
 _ABOUT_PLACES = frozenset({"the", "south", "north", "east", "west", "southern", "northern", "rural", "central"})
 _THINGS = frozenset({"turkey", "china", "chile", "guinea", "jordan"})
-_JOINS = frozenset({"-", "/", "&"})
-_SELVES = frozenset({"i", "im", "me", "myself", "we", "us", "you", "they"})
 _SELF_IS = frozenset({"i'm", "im", "who's", "they're", "we're", "you're"})
 _ANYONE = frozenset({"someone", "somebody", "anyone", "anybody", "everyone", "everybody"})
-# between someone and what is said of them: "appears to be black", "is not very black", "half black", "ethnicity black"
-_SAYING = (
-    "is are was were am isn't aren't wasn't weren't isnt arent be been being to not very so really quite rather half "
-    "part mostly preferably also both all as appears appear appearing seems seem looks look looking identifies "
-    "identify must should could would might may will who that but that's he's she's they're race ethnicity"
-)
-_SAYS = frozenset(_SAYING.split())
-_YEARS = frozenset({"year", "years", "yr", "yrs"})
-_NOW = frozenset({"now", "today", "already"})
-_NUMBERED = frozenset({"number", "no", "route", "highway"})
 _TONES_ALONE = frozenset({"dark", "olive", "caramel", "honey"})
 _WEIGHTS = frozenset({":", "+"})
 
 
-class Loose(Nouns):
+class Loose(Ages):
     def _refuse_loose(self) -> None:
         """What says something of a person in a way that cannot be placed: "a man who looks 50", "20s woman", "her skin
         is dark", "a woman from Japan". Ages that are one only behind a person become words elsewhere."""
@@ -57,7 +41,7 @@ class Loose(Nouns):
                 )
             elif token.kind == "word" and self._is_compound(token.text) and self._is_person(self._next(i)):
                 raise PrivacyError(f"{token.text!r} contains a protected word and cannot be placed; {WAYS_OUT}")
-            elif (token.text.isdigit() or token.text in SPELLED) and self._may_be_age(i):
+            elif (token.text.isdigit() or token.text in NUMBERS) and self._is_loose_age(i):
                 raise PrivacyError(
                     f"{token.text!r} may be someone's age and cannot be placed; say 'a 50-year-old woman', leave it "
                     "out, or let it through with --allow"
@@ -71,6 +55,8 @@ class Loose(Nouns):
         """ "Asian:1.2 woman", "black+ woman": a weight without brackets comes between a word and its person."""
         for i, token in enumerate(self.tokens):
             if token.kind != "adjective" or i + 1 == len(self.tokens) or self.tokens[i + 1].text not in _WEIGHTS:
+                continue
+            if i + 1 in self.dropped:
                 continue
             j = self._next(i)
             while j is not None and (self.tokens[j].kind == "number" or self._text(j) in {*_WEIGHTS, "."}):
@@ -97,82 +83,6 @@ class Loose(Nouns):
         noun = None if j is None else self.tokens[j].noun
         return noun is not None and noun.role is None and noun.neutral_role is None and self._is_person(j)
 
-    def _settle_years(self, i: int) -> None:
-        """An age that is one only behind a person, or said of a thing by a verb, becomes words; "who is 45 years old"
-        goes whole. PrivacyError for "she is 25"."""
-        token, before = self.tokens[i], self._next(i, -1)
-        one = token.text.strip(" ,").startswith("of ")  # "a woman of forty", not "women of forty nations"
-        words = token.frame == OF_SOMEONE and not self._is_person(before, plural=not one)
-        if self._text(before) in _IS and before is not None:
-            subject = self._next(before, -1)
-            if self._text(subject) == "who" and subject is not None:
-                self._drop(subject)
-                self._drop(before)
-                return
-            if self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in _SELVES:
-                raise PrivacyError(
-                    f"{token.text!r} is said of someone by a verb and cannot be placed; say 'a 25-year-old woman', "
-                    "leave it out, or let it through with --allow"
-                )
-            words = True
-        if words and before is None and self._closes(i) and self._has_people():
-            raise PrivacyError(
-                f"{token.text!r} may be someone's age and cannot be placed; say 'a 60-year-old woman', leave it "
-                "out, or let it through with --allow"
-            )
-        if words:
-            self.tokens[i] = replace(token, kind="word", frame="")
-
-    def _may_be_age(self, i: int) -> bool:
-        """ "20s woman", "looks 50", "who's 60", "born in 1950", "I am 45", "woman 25", "25 year woman", "her 70th
-        birthday"."""
-        text, before, after = self.tokens[i].text, self._next(i, -1), self._next(i)
-        if self._text(before) == "born" and len(text) == 4:
-            return True
-        if self._is_age_beside(i, before, after):
-            return True
-        decade = text.isdigit() and len(text) == 2 and text.endswith("0")
-        if decade and after is not None and self._text(after) == "s" and self._is_person(self._next(after)):
-            return True
-        if len(text) == 4 and text.isdigit() and self._text(before) == "in" and before is not None:
-            return self._text(self._next(before, -1)) == "born"
-        said = self._text(before) in {*_AGING, "i'm", "im"} or (
-            self._text(before).endswith("'s") and self._has_people()
-        )
-        return (said or self._is_by_a_person(before)) and (self._closes(i) or self._text(after) in _NOW)
-
-    def _is_by_a_person(self, verb: int | None) -> bool:
-        """Whether "is" or "must be" at `verb` says something of someone."""
-        if verb is None or self._text(verb) not in {*_IS, "be"} - _AGING:
-            return False
-        subject = self._next(verb, -1)
-        if subject is not None and self._text(subject) in _SAYS:  # "must"
-            subject = self._next(subject, -1)
-        return self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in _SELVES
-
-    def _is_age_beside(self, i: int, before: int | None, after: int | None) -> bool:
-        """Of a number beside someone, or beside nobody: "25 woman", "woman 25", "woman (20s)", "woman, ~70"."""
-        text = self.tokens[i].text
-        beyond = None if after is None else self._next(after)
-        if self._text(after) == "th" and self._text(beyond) == "birthday":
-            return self._has_people()
-        if text in SPELLED or not (text.isdigit() and 13 <= int(text) <= 99):
-            return False
-        if self._text(after) in _YEARS and self._kind(beyond) == "noun" and self._is_person(beyond):
-            return True
-        if self._text(after) == "s" and after is not None:
-            marked = self._is_person(before) or self._text(before) in ("(", "[", ",")
-            return text.endswith("0") and marked and self._has_people() and self._closes(after)
-        if self._text(before) == "~":
-            return self._has_people() and self._closes(i)
-        if self._kind(after) == "noun" and self._is_person(after, plural=False):
-            counted = self._kind(beyond) in ("noun", "people", "thing")  # "a 15 man crew"
-            return not counted and self._text(before) not in _NUMBERED
-        last = after if after is not None and self._text(after) in _YEARS else i
-        ratio = i + 1 < len(self.tokens) and self.tokens[i + 1].text in (":", "%", "/")
-        someone = self._kind(before) == "noun" and self._is_person(before, plural=False)
-        return someone and not ratio and self._closes(last)
-
     def _is_country(self, i: int) -> bool:
         word, lexicon = base(self.tokens[i].text), self.policy.lexicon
         if word in self.context["origins"]:
@@ -196,7 +106,7 @@ class Loose(Nouns):
             return self._text(k) in ("born", "raised") or plain
         if link != "from" or not self._has_people():
             return False
-        someones = self._text(k) in {*self.context["coloured"], *self.context["human"], "originally", "who", *_IS}
+        someones = self._text(k) in {*self.context["coloured"], *self.context["human"], "originally", "who", *IS}
         return k is None or self._kind(k) in ("punct", "pronoun") or self._is_person(k) or someones
 
     def _is_compound(self, text: str) -> bool:
@@ -230,43 +140,10 @@ class Loose(Nouns):
     def _is_tone(self, j: int) -> bool:
         return self.tokens[j].kind != "phrase" and self.tokens[j].text in self.policy.tones
 
-    def _is_person(self, j: int | None, plural: bool = True) -> bool:
-        if j is None or j in self.public or self.tokens[j].kind not in ("noun", "people"):
-            return False
-        noun, text = self.tokens[j].noun, self.tokens[j].text
-        several = noun.plural if noun is not None else text in GROUPS or text.endswith("s")
-        return plural or not several
-
-    def _closes(self, i: int) -> bool:
-        """Whether no noun that the word at i could describe follows it."""
-        j = self._next(i)
-        if j is None or self.tokens[j].kind in ("punct", "pronoun"):
-            return not self._joins(j)
-        text = self.tokens[j].text
-        if text in ("and", "or", "but"):
-            k = self._next(j)
-            text = self._text(k)
-            plain = k is not None and self.tokens[k].kind == "word" and not self.policy.lexicon.is_noun(text)
-            return k is None or ((plain or text in DESCRIBING) and self._closes(k))
-        return text in STOP or text in ACTS
-
-    def _is_tag(self, i: int) -> bool:
-        """Whether the adjective at i stands alone between commas or brackets: "woman, black, curly hair"."""
-        before = self._next(i, -1)
-        marked = before is None or (self.tokens[before].kind == "punct" and not self._joins(before))
-        return marked and self._closes(i)
-
-    def _joins(self, j: int | None) -> bool:
-        """Whether the mark at j joins two words; "-" and "/" between spaces do not ("a doctor - black - smiling")."""
-        if j is None or self._text(j) not in _JOINS:
-            return False
-        beside = [self.tokens[k] for k in (j - 1, j + 1) if 0 <= k < len(self.tokens)]
-        return self._text(j) == "&" or not any(t.kind == "space" or t.text == "-" for t in beside)
-
     def _is_said_by_verb(self, i: int, near: bool) -> bool:
         """ "Is elderly", "she is black", "make her black", not "her dress is black"."""
         j = self._next(i, -1)
-        if self._text(j) in _IS and not near:
+        if self._text(j) in IS and not near:
             return True
         if j is None or not self._closes(i):
             return False
@@ -276,26 +153,21 @@ class Loose(Nouns):
         """Whether the word behind j is said of someone through what stands before it: "appears to be black", "a woman,
         half black", "1girl black", "two friends, one black", "ethnicity black"; not "dressed in all black"."""
         k: int | None = j
-        while k is not None and self._text(k) in _SAYS:
+        while k is not None and self._text(k) in SAYS:
             k = self._next(k, -1)
         if self._text(k) in _SOME or (k != j and (k is None or self.tokens[k].kind == "punct")):
             return self._has_people() and not (near and self._is_of_things(j))
-        someone = self._is_person(k) or self._kind(k) == "pronoun" or self._text(k) in {*_SELVES, *_ANYONE}
+        someone = self._is_person(k) or self._kind(k) == "pronoun" or self._text(k) in {*SELVES, *_ANYONE}
         return someone and (k != j or near)
 
     def _is_of_things(self, j: int | None) -> bool:
         """Whether what was named last are things: "two dogs, one black and one white", "a shirt, all black"."""
         while j is not None and self._text(j) not in ("half", "race", "ethnicity"):
-            passed = self._text(j) in {*_SAYS, *_SOME, ",", "and", "the"} or self.tokens[j].kind == "adjective"
+            passed = self._text(j) in {*SAYS, *_SOME, ",", "and", "the"} or self.tokens[j].kind == "adjective"
             if not passed:
                 return self.tokens[j].kind == "thing"
             j = self._next(j, -1)
         return False
-
-    def _has_people(self) -> bool:
-        return bool(self.owner) or any(
-            t.kind in ("people", "pronoun") or t.text in ("i", "i'm", "im", "me", "myself") for t in self.tokens
-        )
 
 
 def _loose_tone(tone: str) -> str:

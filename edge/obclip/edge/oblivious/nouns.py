@@ -8,7 +8,6 @@ from obclip.core.errors import PrivacyError
 from obclip.edge.oblivious.naming import Naming
 from obclip.edge.oblivious.policy import Noun
 from obclip.edge.oblivious.reading import DETERMINERS, WAYS_OUT, base
-from obclip.edge.oblivious.template import Person
 from obclip.edge.oblivious.tokens import STOP, Token
 
 _PLURAL = frozenset({"the", "two", "three", "some", "several", "many", "few", "both"})
@@ -21,7 +20,14 @@ ACTS = frozenset(_DOING.split())
 _MOVING = "sitting standing walking running riding jumping dancing smiling sleeping posing waiting looking"
 _BODILY = ACTS | frozenset(_MOVING.split())
 # the lexicon counts them among things or people, too
-_LOOKS = "tall short fat small little smiling blind rich poor cool funny skinny fit calm quiet sick lovely brave drunk"
+_LOOKS = """
+tall short fat small little smiling blind rich poor cool funny skinny fit calm quiet sick lovely brave drunk wise stern
+grave plain kind sweet lean sharp rough tough tender evil bad good nice mean shy wild savage noble royal holy nude lame
+deaf mute ill frail thick plump petite giant large great grand average idle active stoic glad jolly upset single married
+homeless religious weird silly goofy fancy chic gothic smart stupid unknown mystic divine modern ancient formal wet
+clean bold heroic faithful local professional amateur cold dead captive lost wounded buff innocent friendly bitter crazy
+primitive simple common ordinary normal regular real perfect ideal epic
+"""
 DESCRIBING = frozenset(_LOOKS.split())
 _HAIR = frozenset({"blond", "brunette", "redhead"})
 # public elsewhere, but no colours: alone they are people
@@ -43,7 +49,7 @@ class Nouns(Naming):
 
     def _describing(self) -> None:
         """ "Smiling", "rich" and the like before a person or an adjective are words that describe, no things."""
-        for i, token in enumerate(self.tokens):
+        for i, token in reversed(list(enumerate(self.tokens))):
             if token.text in _HAIR and self._is_hair(i):
                 self.tokens[i] = replace(token, kind="word")
             if token.text not in DESCRIBING or token.kind not in ("thing", "people"):
@@ -94,12 +100,13 @@ class Nouns(Naming):
                 first, second = merged.get(i, token).noun, self.tokens[j].noun
                 assert first is not None
                 assert second is not None
-                clash = first.gender and second.gender and first.gender != second.gender
+                plain = first.stage is None and bool(second.role or second.neutral_role)  # "a female hero" is a heroine
+                clash = first.gender and second.gender and first.gender != second.gender and not plain
                 if first.role or first.neutral_role or clash:
                     raise PrivacyError(f"{token.text!r} beside {self.tokens[j].text!r} cannot be placed; {WAYS_OUT}")
                 both = replace(
                     second,
-                    gender=second.gender or first.gender,
+                    gender=(plain and first.gender) or second.gender or first.gender,
                     stage=second.stage or first.stage,
                     ethnicity=second.ethnicity or first.ethnicity,
                 )
@@ -120,7 +127,7 @@ class Nouns(Naming):
             if token.attribute == "age":
                 self.tokens[i] = Token("noun", token.text, noun=replace(noun, stage=token.value))
             elif token.attribute == "ethnicity":
-                gender = "woman" if token.text in self.policy.english["ethnicity_gender"]["woman"] else None
+                gender = self.policy.gender_of_people(token.text)
                 self.tokens[i] = Token("noun", token.text, noun=replace(noun, gender=gender, ethnicity=token.value))
             else:
                 self.tokens[i] = Token(
@@ -221,24 +228,6 @@ class Nouns(Naming):
             and (k := self._next(j)) is not None
             and self.tokens[k].kind not in ("adjective", "word")
         )
-
-    def _find_people(self) -> None:
-        for i, token in enumerate(self.tokens):
-            if token.kind != "noun" or i in self.dropped or i in self.public:
-                continue
-            assert token.noun is not None
-            self.people.append(Person())
-            person = self.owner[i] = len(self.people) - 1
-            if token.noun.gender:
-                self._set(person, "gender", token.noun.gender, i)
-            if token.noun.ethnicity:
-                self._set(person, "ethnicity", token.noun.ethnicity, i)
-            if token.attribute:
-                self._set(person, token.attribute, token.value, i)
-                self.people[person].skinned |= token.attribute == "skin"
-            if token.noun.stage:
-                self.stages.setdefault(person, []).append("noun:" + token.noun.stage)
-                self._note(i, "child" if token.noun.stage == "child" else "age", person)
 
 
 def may_be_someone(word: str) -> str:

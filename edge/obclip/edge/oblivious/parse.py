@@ -15,6 +15,7 @@ from obclip.edge.oblivious.policy import ABSENT, Policy
 from obclip.edge.oblivious.reading import GROUPS, base
 from obclip.edge.oblivious.referents import Mention as Named
 from obclip.edge.oblivious.referents import referent
+from obclip.edge.oblivious.tags import with_commas, with_counts
 from obclip.edge.oblivious.template import Mention, Person, Slot, Template
 from obclip.edge.oblivious.tokens import FEMALE_PRONOUNS, NEUTRAL_PRONOUNS, STOP, Token, scan
 
@@ -28,7 +29,7 @@ def parse(text: str, policy: Policy, allowed: tuple[str, ...] = (), names: froze
     """
     tokens = [
         replace(t, kind="name") if base(t.text) in names and t.kind != "phrase" else t
-        for t in scan(text, policy, allowed)
+        for t in with_commas(with_counts(scan(text, policy, allowed)))
     ]
     return _Parser(tokens, policy).run()
 
@@ -50,6 +51,7 @@ class _Parser(Adjectives):
         for i, token in enumerate(self.tokens):
             self._refuse_unplaceable(i, token)
         self._names()
+        self._unwrap()
         self._refuse_weights()
         self._describing()
         self._animals()
@@ -148,6 +150,8 @@ class _Parser(Adjectives):
 
     def _is_beside_role(self, i: int) -> bool:
         """'a woman cook', 'a male snow skier': the noun stands before what the person does."""
+        if self.tokens[i].text in ("female", "male") and self._is_adjective(i):
+            return True
         j = self._next(i)
         while j is not None and self.tokens[j].kind == "thing" and not self.tokens[i].possessive:
             j = self._next(j)
@@ -159,6 +163,16 @@ class _Parser(Adjectives):
             and j is not None
             and self.tokens[j].kind == "people"
         )
+
+    def _is_adjective(self, i: int) -> bool:
+        """'a male portrait', 'male and female dancers', 'the boss is female': no "man" or "woman" stands there."""
+        j = self._next(i)
+        if j is not None and self._text(j) in ("and", "or", "&", "/"):
+            k = self._next(j)
+            return k is not None and self.tokens[k].text in ("female", "male") and self._is_beside_role(k)
+        while j is not None and self.tokens[j].kind == "word" and not self._text(j).endswith(("ing", "ed")):
+            j = None if self._text(j) in STOP else self._next(j)
+        return self._kind(j) in ("thing", "people") or self._text(self._next(i, -1)) in ("is", "are", "was", "were")
 
     def _who(self, person: int) -> str:
         return next((self.tokens[i].text for i, p in self.owner.items() if p == person), "person")

@@ -145,6 +145,10 @@ class Policy:
         ends = [f"{by}{colour}" for by in "- " for colour in ("colored", "coloured")]
         return table | {w + end: tone for w, tone in table.items() for end in ends}
 
+    def gender_of_people(self, word: str) -> str | None:
+        """Of "latina" and the like, which say a gender beside a people."""
+        return next((g for g, words in self.english["ethnicity_gender"].items() if word in words), None)
+
     def _words(self, section: str) -> list[tuple[str, list[str]]]:
         return [(k, v) for k, v in self.english[section].items() if k != "public"]
 

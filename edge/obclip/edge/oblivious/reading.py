@@ -50,6 +50,8 @@ class Reading:
     def _drop(self, i: int) -> None:
         """Leave token i out, with the space after it (or before it, at the end)."""
         self.dropped.add(i)
+        if self.tokens[i].text.startswith(", "):  # an age with the comma and the space before it
+            return
         if i + 1 < len(self.tokens) and self.tokens[i + 1].kind == "space":
             self.dropped.add(i + 1)
         elif i > 0 and self.tokens[i - 1].kind == "space":

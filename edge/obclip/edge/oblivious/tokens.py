@@ -80,15 +80,17 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
     number = rf"(?:\d{{1,3}}(?: ?(?:-|to|or|and) ?\d{{1,3}}|-odd)?|hundred|(?:(?:{spelled})[ -])?(?:{spelled}))"
     about = r"between|around|about|roughly|approximately|approx\.?|circa|nearly|almost|at least|barely"
     broken = r"\d+(?:[./]\d+|,\d\d?(?!\d))|\d+ \d/\d+|\d \d"
+    passing = "of|at|over|above|past|pushing|nearing|approaching"
     how = "very|rather|quite|deathly|deeply|extremely|slightly|naturally|lightly"
     lead = r"(?:, ?|(?<!\w))"
+    last = rf"(?:, ?(?=(?:early|mid|late)[ -](?:\d0'?s|{decades})(?: ?[,.;)]|$))|(?<!\w))"
     more = r"(?:(?:-| - | or | to )(?:early |mid |late )?\d0'?s)?"
     follows = r"(?= ?[,.;)]|$| (?:in|on|at|with|and|by|who|from|\w+ing)\b)"
     return re.compile(
         rf"{MARK.pattern}|(?<![\w-])(?P<phrase>{phrases})(?![\w-])"
         rf"|(?<![\w-])(?:(?:{how}) )?(?P<tone>{tones})(?P<frame>{_FRAMES})(?!\w)"
         rf"|(?<![\w.,/])(?P<broken>(?:{broken})[ -]?(?:(?:years?|yrs?)[ -]?(?:old|of age)|yo|y/o|y\.o)(?!\w))"
-        rf"|{lead}(?:(?:{about}|over|under) )?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
+        rf"|{lead}(?:(?:{about}|over|under) |~ ?)?(?P<years>{number})[ -]?(?:years?|yrs?|months?|weeks?|days?)"
         r"[ -]?(?:old|of age)(?!\w)"
         rf"|(?<!\w)(?P<olds>{number})[ -]years?[ -]olds(?!\w)"
         rf"|{lead}(?P<short>\d{{1,3}}(?:-\d{{1,3}})?) ?(?:yo|y/o|y\.o\.?|yrs? old|yr old)(?!\w)"
@@ -98,12 +100,12 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
         rf"|{lead}in (?P<whose>his|her|their) (?:early[ -]|mid[ -]|middle |late[ -])?"
         rf"(?:(?P<decade>{decades})|(?P<tens>\d0)'?s{more})(?!\w)"
         rf"|{lead}in (?:early |mid |late )?(?:(?P<decade4>{decades})|(?P<tens4>[2-9]0)'?s){follows}"
-        rf"|(?<!\w)(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s{more})(?!\w)"
+        rf"|{last}(?:early|mid|late)[ -](?:(?P<decade2>{decades})|(?P<tens2>\d0)'?s{more})(?!\w)"
         rf"|, (?:(?P<tens3>[2-9]0)'?s|(?P<decade3>{decades}))(?=,|$)"
         rf"|{lead}(?P<something>{'|'.join(SPELLED)}|\d\d)[ -]?(?:somethings?|ish)(?!\w)"
         r"|(?<!\w)(?P<plus>\d\d)(?:\+|[ -]plus)(?!\w)"
         rf"|(?<!\w)(?P<plusword>{decades_said})[ -]plus(?!\w)"
-        rf"|{lead}(?:of|at|over|above|past|pushing|nearing|approaching) (?P<said>{adult})(?: years)?{follows}"
+        rf"|{lead}(?:(?:just|well|way|far|now) )?(?:{passing}) (?P<said>{adult})(?: years)?{follows}"
         rf"|{lead}(?:under|below) (?P<below>{adult}){follows}|(?<!\w)(?P<during>{adult}) years?{follows}"
         rf"|[(\[](?P<paren>{adult})[)\]]"
         r"|(?:(?<=^)|(?<=, )|(?<=\ba ))(?P<letter>[1-9]\d ?[fm])(?= ?,|$| (?:in|on|with|at)\b)"
@@ -112,7 +114,7 @@ def _patterns(policy: _Hashable, whole: tuple[str, ...], several_words: tuple[st
         r"|^(?P<lone>[fm])(?= ?,)"
         r"|(?<!\w)(?P<sex>(?:sex|gender) ?[:=] ?[fm])(?!\w)"
         rf"|, (?P<bare>\d\d(?:-\d\d)?|{spelled_out})(?: (?:years?|yrs?))?(?=,|$)|(?<!\w)under-(?P<under>\d\d?)s?(?!\w)"
-        rf"|{lead}(?:{about}) (?P<about>\d\d|{spelled_out})(?= ?[,.;]|$)"
+        rf"|{lead}(?:{about}) (?P<about>\d\d|{spelled_out})(?: years?)?(?= ?[,.;]|$)"
         rf"|(?<=is )(?P<isaged>\d\d?|{spelled_out})(?= (?:and|but)\b|[,.;]|$)"
         rf"|(?<!\w)(?:over|past) (?P<older>{decades_said})(?= (?:on|in|at|with|and|by)\b|[,.;]|$)"
         rf"|(?<![\w-])(?P<several>{several})(?P<owner>'s?)?(?![\w-])"
@@ -308,7 +310,9 @@ def _protected(word: str, text: str, possessive: bool, policy: Policy) -> Token 
     if word in PRONOUNS:
         return Token("pronoun", text, value=PRONOUNS[word])
     plain_nation = word in policy.adjectives  # "ottoman", "german": no man of an "otto"
-    compound = None if plain_nation else nation_noun(word, policy) or compound_noun(word, policy)
+    compound = (
+        None if plain_nation else nation_noun(word, policy) or compound_noun(word, policy) or _beast(word, policy)
+    )
     if (noun := policy.nouns.get(word) or compound) is not None:
         return Token("noun", text, noun=noun, possessive=possessive or policy.lacks_apostrophe(word))
     for form in (word, *singulars(word)):
@@ -377,6 +381,14 @@ def nation_noun(word: str, policy: Policy) -> Noun | None:
     return Noun(gender, None, m[2] in ("men", "women"), ethnicity=region if region in known else "other")
 
 
+def _beast(word: str, policy: Policy) -> Noun | None:
+    """catgirl, foxboys, elfgirl: half a being of another kind, half a gender."""
+    m = re.fullmatch(r"([a-z]{3,}?)-?(?:girl|boy)(s?)", word)
+    if m is None or not (policy.lexicon.is_animal(m[1]) or m[1] in policy.english["context"]["people"]):
+        return None
+    return Noun("woman" if "girl" in word else "man", None, bool(m[2]), (f"{m[1]}boy{m[2]}", f"{m[1]}girl{m[2]}"))
+
+
 def compound_noun(word: str, policy: Policy) -> Noun | None:
     """fireman, policewomen, craftsman: the last part says the gender, the first one the role."""
     m = re.fullmatch(r"([a-z]{3,}?)-?(man|men|woman|women)", word)
@@ -390,4 +402,5 @@ def compound_noun(word: str, policy: Policy) -> Noun | None:
     if neutral is not None:
         return Noun(gender, None, plural, neutral_role=neutral.split("/")[plural])
     ending = ("men", "women") if plural else ("man", "woman")
-    return Noun(gender, None, plural, (m[1] + ending[0], m[1] + ending[1]))
+    first = "half-" if m[1] == "half" else m[1]
+    return Noun(gender, None, plural, (first + ending[0], first + ending[1]))
