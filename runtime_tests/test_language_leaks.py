@@ -103,6 +103,10 @@ def prompts(text: str) -> tuple[str, ...]:
         ("{} at a farm", ["a milkmaid", "a male dairy worker"]),
         ("{} half-elf rogue", ["female", "male"]),
         ("woman, {} smiling", ["25 years old", "70 years old"]),
+        ("{}, woman, glasses", ["25yo", "70 years old", "(45yo:1.2)", "age 30"]),
+        ("{}, a doctor", ["25yo", "70 years old"]),
+        ("a woman {}", ["of about 30", "of around 70 years old", "over the age of 60", "[30 years old]", "(70yo)"]),
+        ("woman, {}, smile", ["30y", "70y", "45yo"]),
     ],
 )  # fmt: skip
 def test_people_who_differ_in_one_value_send_one_set(template: str, values: list[str]):
@@ -234,7 +238,7 @@ def test_canonical_words(text: str, expected: str):
         "a black:1.2 woman", "half asian half white woman", "a woman who isn't black", "a dark beautiful woman",
         "a dark, beautiful woman", "dark young woman", "woman 25 yrs", "a half asian woman",
         "a woman on her thirtieth birthday", "seventy woman", "twenty-five woman", "a chinaman", "1girl, mature male",
-        "manlike robot", "womanlike robot",
+        "manlike robot", "womanlike robot", "asian portrait photography",
     ],
 )  # fmt: skip
 def test_what_was_sent_in_the_clear_is_refused(text: str):
@@ -297,7 +301,7 @@ def test_negative_prompts_about_parts_of_people_are_refused(text: str):
         "a group of twenty", "1960s furniture", "a bridge over 50 meters of water", "lord of the rings",
         "a heart \U0001f495 and \U0001f48e", "a postcard from Japan", "smooth skin of a peach", "asian temple, fog",
         "a splash of color", "black widow spider", "god rays over a forest", "a black cowboy hat",
-        "an 18th century map",
+        "an 18th century map", "oni mask", "mma ring", "old portrait photography",
         "an 8k render", "an FBI agent", "a UFO over a city", "glowing skin, golden light", "a turkey farmer",
         "japanese garden, old stones, moss", "old portrait in a frame", "retired boats in a harbour",
         "an old car and a new one", "an old version of windows", "f/1.8 bokeh, a tree", "a 2,000 year old temple",

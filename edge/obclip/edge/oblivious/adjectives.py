@@ -17,6 +17,7 @@ _PEOPLES_ONLY = frozenset({"elderly", "geriatric"})
 _THINGS_TOO = frozenset({"old", "young", "older", "younger", "oldest", "youngest"})
 _OF_ITS_PART = re.compile(r"\w*(?:haired|eyed|lipped|winged|furred|feathered|maned|clad|robed|gowned|nailed)$")
 _OF_THOSE_NAMED = frozenset({"one", "ones", "me", "myself", "self", "version", "versions"})
+_SHOTS = frozenset({"photo", "photograph", "photography", "shoot", "shot"})
 _HOW = frozenset({"very", "rather", "quite", "extremely", "slightly", "deathly", "naturally", "really"})
 _HOW_MUCH = _HOW | {"heavily", "visibly", "obviously", "noticeably", "openly", "legally", "severely", "fully"}
 _DOER = re.compile(r"\w{3,}(?:ers?|ors?|ists?)$")
@@ -75,7 +76,8 @@ class Adjectives(Loose):
                 if gender == "woman" or (gender and one):
                     self.people[person].sexed = True
                     self._set(person, "gender", gender, i)
-            self.place.setdefault(head, i)
+            if token.kind != "years" or not self._is_tag(i):
+                self.place.setdefault(head, i)
             how = self._next(i, -1)
             taken = _HOW if token.attribute == "skin" else _HOW_MUCH if token.attribute in self.policy.forms else ()
             if how is not None and self._text(how) in taken:  # no other value takes it along
@@ -116,6 +118,9 @@ class Adjectives(Loose):
             return after
         if before is None:
             spoken_of = any(t.kind == "pronoun" for t in self.tokens[:i])
+            only = [j for j, t in enumerate(self.tokens) if t.kind == "people" or j in self.owner]
+            if self._is_tag(i) and len(only) == 1:  # "25yo, woman, smile"
+                return only[0]
             return None if spoken_of else self._head_after(i, near=False)
         if after is not None and self.tokens[after].kind == "thing" and self._text(self._next(i, -1)) in DETERMINERS:
             self.public.add(i)
@@ -231,8 +236,10 @@ class Adjectives(Loose):
             words |= set(self.context["human_skinned"])
         if self.tokens[i].attribute == "ethnicity" and not near:
             words |= set(self.context["human_shown"])
-        last = self._kind(self._next(j)) not in ("thing", "noun", "people")
-        return self.tokens[j].kind != "phrase" and base(self.tokens[j].text) in words and last
+        if self.tokens[j].kind == "phrase" or base(self.tokens[j].text) not in words:
+            return False
+        after = self._next(j)
+        return self._kind(after) not in ("thing", "noun", "people") or self._text(after) in _SHOTS
 
     def _resolve_ages(self) -> None:
         for person, found in self.stages.items():

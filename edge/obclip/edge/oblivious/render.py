@@ -34,7 +34,7 @@ def render(template: Template, people: Sequence[Person], policy: Policy, marked:
             pieces.append(_mark(people[piece.person], marked))
         else:
             pieces.append(_noun_phrase(piece, people[piece.person], policy))
-    text = re.sub(r" ?,? ?\(\s*(?::[\d.]+)?\s*\)", "", "".join(pieces))  # brackets whose words went elsewhere
+    text = re.sub(r" ?,? ?[(\[{]\s*(?::[\d.]+)?\s*[)\]}]", "", "".join(pieces))  # brackets whose words went elsewhere
     text = re.sub(r" *,(?: *,)+", ",", re.sub(" {2,}", " ", text).strip())
     return fix_articles(re.sub(r"^, *", "", text))
 
