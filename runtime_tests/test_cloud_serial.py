@@ -166,10 +166,21 @@ def test_a_job_that_takes_too_long_is_given_up():
     assert [e.values["reason"] for e in seen if e.kind == "timeout"] == ["service"]
 
 
+def cpu_out_of_memory() -> Exception:
+    try:
+        torch.empty(10**15)
+    except RuntimeError as error:
+        return error.with_traceback(None)
+    raise AssertionError("a petabyte was to be had")
+
+
 FAULTS = {
     "any": (ValueError("a woman"), errors.FailedError),
     "memory": (torch.OutOfMemoryError("a woman"), errors.OutOfMemoryError),
     "host memory": (MemoryError("a woman"), errors.OutOfMemoryError),
+    "a CPU's tensors": (cpu_out_of_memory(), errors.OutOfMemoryError),
+    "the driver's memory": (RuntimeError("CUDA error: out of memory; a woman"), errors.OutOfMemoryError),
+    "cuBLAS's memory": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED; a woman"), errors.OutOfMemoryError),
     "not finite": (errors.NotFiniteError("not finite"), errors.NotFiniteError),
 }
 

@@ -7,6 +7,9 @@ import torch
 from obclip.cloud import errors
 from obclip.core.errors import RunError
 
+# What is no OutOfMemoryError: of a CPU, of what takes memory past PyTorch's own allocator, and of cuBLAS and cuDNN
+_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
 
 def classify(error: Exception) -> RunError:
     """The error to tell a client of for `error`, whatever it is.
@@ -15,7 +18,8 @@ def classify(error: Exception) -> RunError:
     """
     if isinstance(error, RunError) and type(error).__module__ == errors.__name__:
         return fresh(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    plain = isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)
+    if plain or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return errors.OutOfMemoryError("the request did not fit into memory beside others; try again")
     sticky = getattr(torch, "AcceleratorError", ())  # newer PyTorch has a class for what CUDA reports
     if (sticky and isinstance(error, sticky)) or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
