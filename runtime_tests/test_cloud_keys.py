@@ -84,7 +84,9 @@ def test_who_is_asking(tmp_path: Path):
     watcher = auth.client(f"bearer {reader}")
     assert watcher is not None
     assert (watcher.denoise, watcher.metrics) == (False, True)
-    assert auth.client("Bearer tok").name == "token"  # type: ignore[union-attr]
+    named = add_key(path, "token")
+    clients = [Authenticator("tok", path).client(f"Bearer {secret}") for secret in ("tok", named)]
+    assert [c and c.name for c in clients] == ["(token)", "token"]  # or they would share a rate and a turn
     for wrong in ("", "Bearer", "Bearer ", f"Basic {app}", app, f"Bearer {app}x", "Bearer töken", "Bearer \udcff"):
         assert auth.client(wrong) is None, wrong
     assert Authenticator().client("") is ANONYMOUS
@@ -107,6 +109,27 @@ def test_keys_come_and_go_while_the_server_runs(tmp_path: Path):
     with pytest.raises(InputError, match="no key old"):
         add_key(tmp_path / "other.json", "x")
         remove_key(tmp_path / "other.json", "old")
+
+
+def test_a_key_that_was_revoked_is_refused_once_the_file_can_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    path, clock = tmp_path / "keys.json", Clock()
+    key = add_key(path, "gone")
+    guard = Authenticator(None, path, clock)
+    remove_key(path, "gone")
+
+    def busy(_: Path) -> None:
+        raise InputError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(auth, "read_keys", busy)
+        for _ in range(3):
+            clock.now += 1
+            assert guard.client(f"Bearer {key}") is not None
+    clock.now += 1
+    assert guard.client(f"Bearer {key}") is None
+    assert caplog.text.count("keys_unreadable") == 1
 
 
 def test_a_bucket_says_when_there_is_room_again():

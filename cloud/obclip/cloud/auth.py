@@ -35,7 +35,7 @@ class Authenticator:
     """Takes one token (which may do everything), the keys of a file, both, or, with neither, anybody.
 
     The file is looked at again every second at most, so that keys are added and revoked without a restart; one that has
-    become unreadable changes nothing, and is said in the log. InputError if it cannot be read at first.
+    become unreadable changes nothing, is said in the log, and is tried again. InputError if it cannot be read at first.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Authenticator:
         self._token = None if not token else digest_of(token)
         self._path, self._clock, self._lock = keys, clock, threading.Lock()
         self._stamp, self._looked_s = self._state(), clock()  # before reading: a change meanwhile is seen next time
+        self._unreadable = self._stamp  # of the last file that could not be read, and was said
         self._keys: tuple[Key, ...] = () if keys is None else read_keys(keys)
 
     @property
@@ -62,7 +63,7 @@ class Authenticator:
         scheme, _, secret = authorization.partition(" ")
         given, found = digest_of(secret.strip()), None
         if self._token is not None and hmac.compare_digest(given, self._token):
-            found = Client("token")
+            found = Client("(token)")  # no key has such a name
         for key in self._current():
             if hmac.compare_digest(given, key.digest):
                 found = Client(key.name, key.rate, denoise=not key.metrics, metrics=key.metrics)
@@ -75,12 +76,14 @@ class Authenticator:
                 self._looked_s = now
                 stamp = self._state()
                 if stamp != self._stamp:
-                    self._stamp = stamp
                     try:
                         self._keys = read_keys(self._path)
+                        self._stamp = stamp
                         log.info("keys_read", keys=len(self._keys))
                     except InputError:
-                        log.error("keys_unreadable", kept=len(self._keys))
+                        if stamp != self._unreadable:
+                            log.error("keys_unreadable", kept=len(self._keys))
+                        self._unreadable = stamp
             return self._keys
 
     def _state(self) -> tuple[int, int, int] | None:
