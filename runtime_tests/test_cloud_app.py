@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,14 +187,21 @@ def test_hosts_reachable_from_outside_want_a_token(monkeypatch: pytest.MonkeyPat
         run_server(ServeOptions(host="0.0.0.0"))
 
 
-def test_a_taken_port_is_named(large_folder: Path):
-    import socket
+def test_a_taken_port_is_named_and_nothing_of_it_stays_open(large_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[socket.socket] = []
+
+    class Noted(socket.socket):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            made.append(self)
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        monkeypatch.setattr(socket, "socket", Noted)
         with pytest.raises(RunError, match="another port"):
             run_server(ServeOptions(port=taken.getsockname()[1], model=large_folder))
+    assert [one.fileno() for one in made] == [-1]
 
 
 def test_a_real_process_serves_and_drains(large_folder: Path, tmp_path: Path):
