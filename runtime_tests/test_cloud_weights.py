@@ -19,7 +19,7 @@ from tiny import make_sdxl_folder
 from transformers import CLIPTextModel
 
 from obclip.cloud.model import load_model
-from obclip.core.errors import ModelMissingError
+from obclip.core.errors import InputError, ModelMissingError, RunError
 from obclip.core.pairs import ModelRef, load_pair
 from obclip.core.weights import DIFFUSERS, TRANSFORMERS, Weights, choose_weights
 from obclip.export import weights as exported
@@ -139,6 +139,52 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(folder: Path):
     torch.save(load_file(folder / "unet" / ONE), folder / "unet" / f"{DIFFUSERS}.bin")
     (folder / "unet" / ONE).unlink()
     with pytest.raises(ModelMissingError, match=r"unet has no \.safetensors weights"):
+        load_model(PAIR, "cpu", source=folder)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_one(path: Path) -> None:
+    save_file({k: v for i, (k, v) in enumerate(sorted(load_file(path).items())) if i != 3}, path, {"format": "pt"})
+
+
+def emptied(path: Path) -> None:
+    path.write_text("{}")
+
+
+DAMAGE = {
+    "a text encoder cut off": ("text_encoder/model.safetensors", cut, "incomplete metadata"),
+    "a text encoder that lacks a weight": ("text_encoder/model.safetensors", without_one, "lacks 1 weights"),
+    "a UNet cut off": (f"unet/{ONE}", cut, "Unable to load"),
+    "a UNet that lacks a weight": (f"unet/{ONE}", without_one, "lacks 1 weights"),
+    "the configuration of another text encoder": ("text_encoder/config.json", emptied, "."),
+    "a tokenizer without words": ("tokenizer/vocab.json", emptied, "."),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_is_refused_and_no_weight_is_made_up(folder: Path, name: str):
+    file, harm, said = DAMAGE[name]
+    harm(folder / file)
+    with pytest.raises(ModelMissingError, match=rf"(?s)cannot be loaded \(.*{said}.*; if it is damaged"):
+        load_model(PAIR, "cpu", source=folder)
+
+
+def test_a_gpu_that_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"device is 'cuda:1'; this machine has 1 CUDA GPU"):
+        load_model(PAIR, "cuda:1", source=folder)
+
+
+def test_a_device_without_room_for_the_model_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(UNet2DConditionModel, "to", full)
+    with pytest.raises(RunError, match="cpu has no memory left for the model; free some"):
         load_model(PAIR, "cpu", source=folder)
 
 

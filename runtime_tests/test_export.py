@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from tiny import make_sd_folder
 from transformers import CLIPTokenizer
 
@@ -165,6 +166,13 @@ def truncate_unet(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def drop_a_text_weight(folder: Path) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    del weights["text_model.embeddings.token_embedding.weight"]
+    save_file(weights, path, {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "word"),
     [
@@ -172,6 +180,7 @@ def truncate_unet(folder: Path) -> None:
         (lambda f: (f / "model_index.json").unlink(), ModelMissingError, "model_index"),
         (lambda f: shutil.rmtree(f / "vae"), ModelMissingError, "vae"),
         (truncate_unet, ModelMissingError, "unet"),
+        (drop_a_text_weight, ModelMissingError, "lacks 1 weights, text_model.embeddings.token_embedding.weight among"),
     ],
 )
 def test_sources_that_cannot_be_exported_are_named(small_folder: Path, tmp_path: Path, damage, error, word: str):

@@ -16,12 +16,13 @@ from obclip.cloud.attention import project_text
 from obclip.cloud.hub import fetch_pipeline, fetch_unet
 from obclip.cloud.text import Conditioning, Encoder, TextEncoders, load_tokenizer
 from obclip.cloud.unet import LayeredUNet
-from obclip.core.errors import InputError, ModelMissingError
+from obclip.core.errors import InputError, ModelMissingError, RunError
 from obclip.core.pairs import ModelRef, Pair, resolve_source
 from obclip.core.schedule_config import ScheduleConfig
-from obclip.core.weights import DIFFUSERS, TRANSFORMERS, digest_files, weight_files, weights_in
+from obclip.core.weights import DIFFUSERS, TRANSFORMERS, Weights, digest_files, weight_files, weights_in
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TEXTS: dict[str, Any] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 _PARTS = ("text_encoder", "tokenizer", "scheduler")
 
 
@@ -62,7 +63,8 @@ def load_model(
     """Load the cloud side of `pair`, or the diffusers folder `source` in its place: Stable Diffusion 1.x or XL.
 
     device: "cuda" or "cpu", by default CUDA where there is one; dtype: by default float16 on CUDA, float32 on a CPU.
-    ModelMissingError if there is no such model here; InputError for a model family or dtype that cannot be served.
+    ModelMissingError if there is no such model here, or not all of it; InputError for a model family or dtype that
+    cannot be served; RunError if the device has no memory for it.
     """
     try:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -72,6 +74,8 @@ def load_model(
         raise InputError(f"device is {device!r}; choose cpu, cuda or cuda:N")
     if where.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but this PyTorch sees no CUDA GPU; use --device cpu")
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device is {device!r}; this machine has {torch.cuda.device_count()} CUDA GPU(s), from cuda:0")
     name = dtype or ("float16" if where.type == "cuda" else "float32")
     if name not in _DTYPES:
         raise InputError(f"dtype is {name!r}; choose one of {', '.join(_DTYPES)}")
@@ -82,24 +86,31 @@ def load_model(
     for part in _PARTS if apart else ("unet", *_PARTS):
         if not (folder / part).is_dir():
             raise ModelMissingError(f"{folder} is no diffusers folder: it has no {part}/")
-    texts = [folder / part for part in ("text_encoder", "text_encoder_2") if (folder / part).is_dir()]
+    texts = [folder / part for part in _TEXTS if (folder / part).is_dir()]
     unet_folder = _unet_folder(apart) if apart else folder / "unet"
     found = {text: weights_in(text, TRANSFORMERS) for text in texts} | {unet_folder: weights_in(unet_folder, DIFFUSERS)}
     files = [file for part, weights in found.items() for file in weight_files(part, weights)]
-    load: dict[str, Any] = {"torch_dtype": _DTYPES[name], "local_files_only": True, "use_safetensors": True}
     with ThreadPoolExecutor(1) as beside:  # reads what is loaded: gigabytes at a few hundred MB/s
         digest = beside.submit(digest_files, files)
         try:
-            unet = UNet2DConditionModel.from_pretrained(unet_folder, variant=found[unet_folder].variant, **load)
-            text = _load_text(folder, [load | {"variant": found[text].variant} for text in texts])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelMissingError(f"the model at {folder} cannot be loaded: {error}") from error
+            unet = _load(UNet2DConditionModel, unet_folder, found, _DTYPES[name])
+            text = _text_of(folder, [_load(_TEXTS[part.name], part, found, _DTYPES[name]) for part in texts])
+        except Exception as error:  # of safetensors and tokenizers as well, whose own share no other base
+            raise ModelMissingError(
+                f"the model at {folder} cannot be loaded ({error}); if it is damaged, download it again"
+            ) from error
     _check_shape(pair, unet, len(text.encoders))
-    for encoder in text.encoders:
-        encoder.model.to(where).eval()
+    try:
+        for encoder in text.encoders:
+            encoder.model.to(where).eval()
+        unet.to(where, memory_format=torch.channels_last).eval()
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"{where} has no memory left for the model; free some of it, or choose another --device"
+        ) from error
     return CloudModel(
         text=text,
-        layered=LayeredUNet(unet.to(where, memory_format=torch.channels_last).eval()),
+        layered=LayeredUNet(unet),
         schedule_config=ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json"),
         digest=digest.result(),
         device=where,
@@ -107,19 +118,24 @@ def load_model(
     )
 
 
-def _load_text(folder: Path, loads: list[dict[str, Any]]) -> TextEncoders:
-    """loads: from_pretrained's options for each text encoder."""
-    first = Encoder(
-        load_tokenizer(folder / "tokenizer"), CLIPTextModel.from_pretrained(folder / "text_encoder", **loads[0])
-    )
-    if len(loads) == 1:
-        return TextEncoders((first,))
-    second = Encoder(
-        load_tokenizer(folder / "tokenizer_2"),
-        CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", **loads[1]),
-    )
+def _load(kind: Any, folder: Path, found: dict[Path, Weights], dtype: torch.dtype) -> Any:
+    """ValueError where weights are missing: from_pretrained makes random ones of these."""
+    model, told = kind.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=found[folder].variant,
+        output_loading_info=True,
+    )  # fmt: skip
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{folder} lacks {len(missing)} weights, {missing[0]} among them")
+    return model
+
+
+def _text_of(folder: Path, models: list[Any]) -> TextEncoders:
+    tokenizers = [load_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")[: len(models)]]
+    encoders = tuple(Encoder(*both) for both in zip(tokenizers, models, strict=True))
+    if len(encoders) == 1:
+        return TextEncoders(encoders)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf8"))
-    return TextEncoders((first, second), zero_empty=bool(index.get("force_zeros_for_empty_prompt", True)))
+    return TextEncoders(encoders, zero_empty=bool(index.get("force_zeros_for_empty_prompt", True)))
 
 
 def _pipeline_folder(ref: ModelRef) -> Path:

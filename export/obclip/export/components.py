@@ -83,13 +83,17 @@ def load_tiny_decoder(folder: Path, shapes: Shapes, latent_scale: float) -> Part
 
 def _load_text(kind: Any, folder: Path) -> Any:
     try:
-        return kind.from_pretrained(
+        model, told = kind.from_pretrained(
             folder,
             torch_dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
             variant=weights_in(folder, TRANSFORMERS).variant,
-        ).eval()
+            output_loading_info=True,
+        )
+        if missing := sorted(told["missing_keys"]):  # random ones were made of these
+            raise ValueError(f"it lacks {len(missing)} weights, {missing[0]} among them")
+        return model.eval()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelMissingError(f"{folder} cannot be loaded as {kind.__name__}: {error}") from error
     except Exception as error:  # safetensors raises a class of its own for a truncated file
