@@ -182,7 +182,7 @@ def test_the_way_of_writing_does_not_tell_the_value(pair, phrase, wrapped, start
         ("a female tennis club", "a female tennis club"),
         ("a female wearing a coat", "a woman wearing a coat"),
         ("a villainess", "a female villain"),
-        ("a shield maiden at sea", "a female viking warrior at sea"),
+        ("a shield maiden at sea", "a female shield bearer at sea"),
         ("two succubi", "two succubuses"),
         ("RAW photo, 25 y.o. woman, film grain", "raw photo, young woman, film grain"),
         ("woman, 25 years old smiling", "young woman smiling"),

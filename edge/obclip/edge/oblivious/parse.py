@@ -74,7 +74,7 @@ class _Parser(Adjectives):
             if i in self.dropped:
                 continue
             if i in self.owner and token.kind == "noun":
-                frame = "apart" if i in apart.values() else "role" if self._is_beside_role(i) else token.frame
+                frame = "apart" if i in apart.values() else self._frame(i)
                 pieces.append(Slot("noun", self.owner[i], replace(token, frame=frame)))
             elif i in marks:
                 pieces.append(Slot("mark", marks[i], token))
@@ -147,6 +147,13 @@ class _Parser(Adjectives):
         if noun is None or start == i or place is None or place > start:
             return None
         return None if self.policy.person_nouns or self.tokens[i].frame or self._is_beside_role(i) else start
+
+    def _frame(self, i: int) -> str:
+        if not self._is_beside_role(i):
+            return self.tokens[i].frame
+        joint = self.policy.person_nouns and "age" in self.people[self.owner[i]].attributes  # "a girl portrait"
+        word = self.tokens[i].text in ("female", "male") and not joint and self._is_adjective(i)
+        return "adjective" if word else "role"
 
     def _is_beside_role(self, i: int) -> bool:
         """'a woman cook', 'a male snow skier': the noun stands before what the person does."""

@@ -107,10 +107,11 @@ def _words(slot: Slot, person: Person, policy: Policy) -> tuple[list[str | None]
 
 def _plain(slot: Slot, gender: str | None, plural: bool, policy: Policy, sexed: bool) -> str | None:
     """The bare noun: a gender's, or "person", or none beside a role word."""
-    role = slot.implicit or slot.token.frame == "role" or (slot.token.noun is not None and slot.token.noun.neutral_role)
+    frame, noun = slot.token.frame, slot.token.noun
+    role = slot.implicit or frame in ("role", "adjective") or (noun is not None and noun.neutral_role)
     if gender and role:
         shown = not slot.implicit or "gender" in policy.absent or sexed
-        word = policy.beside_role[gender == "man"]
+        word = (("female", "male") if frame == "adjective" else policy.beside_role)[gender == "man"]
         return {"man": "men", "woman": "women"}.get(word, word) if shown and plural else word if shown else None
     if gender:
         shown = not slot.implicit or "gender" in policy.absent
