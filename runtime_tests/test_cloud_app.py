@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from processes import cloud_process
 
 import obclip.cloud.engine as engine
+from obclip.cloud import serve
 from obclip.cloud.app import create_app
 from obclip.cloud.limits import Limits
 from obclip.cloud.model import CloudModel, load_model
@@ -202,6 +204,23 @@ def test_a_taken_port_is_named_and_nothing_of_it_stays_open(large_folder: Path, 
         with pytest.raises(RunError, match="another port"):
             run_server(ServeOptions(port=taken.getsockname()[1], model=large_folder))
     assert [one.fileno() for one in made] == [-1]
+
+
+def test_what_is_wrong_about_ports_and_seconds_is_said_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serve, "build_app", None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with pytest.raises(InputError, match="the server's own port; choose another"):
+        run_server(ServeOptions(port=port, metrics_port=port))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RunError, match="another port"):
+            run_server(ServeOptions(port=0, metrics_port=taken.getsockname()[1]))
+    for drain_s in (-1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=f"drain is {drain_s}; it must be"):
+            run_server(ServeOptions(port=0, drain_s=drain_s))
 
 
 def test_a_real_process_serves_and_drains(large_folder: Path, tmp_path: Path):

@@ -232,6 +232,14 @@ def test_an_application_that_cannot_start_raises_its_own_error(large_folder: Pat
         Server(app, listener).run(sockets=[listener])
 
 
+def test_a_port_that_somebody_takes_while_the_model_is_loaded_is_named(large_folder: Path):
+    app = create_app(load_model(PAIR, "cpu", "float32", large_folder), PAIR)
+    with listen("127.0.0.1", 0) as listener, listen("127.0.0.1", listener.getsockname()[1]) as other:
+        other.listen()
+        with pytest.raises(RunError, match=r"cannot listen at http://127\.0\.0\.1:.*choose another port"):
+            Server(app, listener).run(sockets=[listener])
+
+
 def test_processes_that_start_elsewhere_get_whole_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     files = {name: Path("here") / name for name in ("model", "keys", "tls_cert", "tls_key")}

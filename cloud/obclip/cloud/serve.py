@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -87,6 +88,8 @@ def run_server(options: ServeOptions) -> None:
         read_keys(options.keys)
     tls = check_tls(options.tls_cert, options.tls_key)
     limits_of(options)
+    if not 0 <= options.drain_s < math.inf:
+        raise InputError(f"drain is {options.drain_s}; it must be a number of seconds, 0 or more")
     load_pair(options.pair)
     if options.plan is not None:
         read_plan(options.plan)
@@ -96,6 +99,10 @@ def run_server(options: ServeOptions) -> None:
         run_ray(options, token)
         return
     with listen(options.host, options.port) as listener:
+        if options.metrics_port is not None:
+            if options.metrics_port == listener.getsockname()[1]:
+                raise InputError(f"metrics-port is {options.metrics_port}, the server's own port; choose another one")
+            listen("127.0.0.1", options.metrics_port).close()  # said before a model is loaded
         app = build_app(options, token)
         server = Server(app, listener, tls=tls, ready_file=options.ready_file, drain_s=options.drain_s)
         with metrics_server(options.metrics_port, app.state.service.metrics.registry) as metrics_url:

@@ -61,6 +61,8 @@ class Server(uvicorn.Server):
             super().run(sockets)
         except SystemExit:  # uvicorn's, for an application that did not start
             raise self.service.failure or RunError("the server did not start; the lines above say why") from None
+        except OSError as error:  # two that are bound and do not listen yet may have one port
+            raise RunError(f"cannot listen at {self.url} ({error.strerror}); choose another port") from error
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
