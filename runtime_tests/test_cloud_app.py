@@ -187,6 +187,19 @@ def test_hosts_reachable_from_outside_want_a_token(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("OBCLIP_TOKEN", raising=False)
     with pytest.raises(InputError, match="token"):
         run_server(ServeOptions(host="0.0.0.0"))
+    monkeypatch.setenv("OBCLIP_TOKEN", " \n")
+    with pytest.raises(InputError, match="token"):
+        run_server(ServeOptions(host="0.0.0.0"))
+
+
+def test_the_line_end_of_a_file_is_no_part_of_a_token(monkeypatch: pytest.MonkeyPatch):
+    def built(_: ServeOptions, token: str | None) -> None:
+        raise RunError(repr(token))
+
+    monkeypatch.setattr(serve, "build_app", built)
+    monkeypatch.setenv("OBCLIP_TOKEN", "secret\n")
+    with pytest.raises(RunError, match="'secret'"):
+        run_server(ServeOptions(port=0))
 
 
 def test_a_taken_port_is_named_and_nothing_of_it_stays_open(large_folder: Path, monkeypatch: pytest.MonkeyPatch):

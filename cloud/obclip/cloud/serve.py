@@ -79,7 +79,7 @@ def run_server(options: ServeOptions) -> None:
     ObclipError for what cannot be served, RunError if the device failed meanwhile: a new process is needed.
     """
     logs.configure(options.log_format, options.log_level)
-    token = options.token or os.environ.get("OBCLIP_TOKEN")
+    token = (options.token or os.environ.get("OBCLIP_TOKEN") or "").strip()  # as a client does: files end in newlines
     if not is_loopback(options.host) and not token and options.keys is None:
         raise InputError(
             f"host {options.host} is reachable from outside; set a token (OBCLIP_TOKEN) or --keys, or use 127.0.0.1"
