@@ -39,7 +39,9 @@ class Adjectives(Loose):
                     f"{token.text!r} is said of someone by a verb and cannot be placed; put it right before the person "
                     "word, leave it out, or let it through with --allow"
                 )
-            head = self._owner_of_years(i) if token.kind == "years" else relative or self._head_after(i, near=near)
+            head = self._owner_of_years(i) if token.kind == "years" else relative
+            if head is None and token.kind == "adjective":
+                head = self._head_after(i, near=near)
             if head is None and not near and self._is_tag(i):
                 head = self._count()
                 if head is not None and (comma := self._next(i, -1)) is not None and self._text(comma) == ",":
@@ -86,17 +88,13 @@ class Adjectives(Loose):
             self._drop_joint(i)
 
     def _relative(self, i: int) -> int | None:
-        """The person of "a woman who is old", whose "who is" goes; None where the adjective is not said so."""
+        """The person of "a woman who is old"; None where the adjective is not said so."""
         verb = self._next(i, -1)
         who = None if verb is None else self._next(verb, -1)
         head = None if who is None or self._text(who) != "who" else self._next(who, -1)
         if verb is None or who is None or head is None or not self._is_person(head):
             return None
-        if not self._closes(i) or self._text(self._next(i)) in _CROSSED - {","}:
-            return None
-        self._drop(who)
-        self._drop(verb)
-        return head
+        return head if self._closes(i) and self._leave_clause(i, who) else None
 
     def _is_half(self, i: int, near: bool) -> bool:
         """ "Half asian half white woman", not "half black half white dress"."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from obclip.core.errors import PrivacyError
+from obclip.edge.oblivious.nouns import DESCRIBING
 from obclip.edge.oblivious.tags import Tags
-from obclip.edge.oblivious.tokens import OF_SOMEONE, SPELLED
+from obclip.edge.oblivious.tokens import OF_SOMEONE, SPELLED, STOP
 
 IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
 # behind these a number may be an age, and before them nobody stands whose it would be
@@ -38,8 +39,8 @@ class Ages(Tags):
         if self._text(before) in IS and before is not None:
             subject = self._next(before, -1)
             if self._text(subject) == "who" and subject is not None:
-                self._drop(subject)
-                self._drop(before)
+                if not self._leave_clause(i, subject):
+                    self._drop_clause(i, subject)
                 return
             if self._is_person(subject) or self._kind(subject) == "pronoun" or self._text(subject) in SELVES:
                 raise PrivacyError(
@@ -54,6 +55,24 @@ class Ages(Tags):
             )
         if words:
             self.tokens[i] = replace(token, kind="word", frame="")
+
+    def _leave_clause(self, i: int, who: int) -> bool:
+        """Drop "who is" of "a woman who is old", and the "and" of "who is old and tired"; False for other clauses."""
+        joint = self._next(i)
+        if joint is None or self._text(joint) not in ("and", "or", "but", "&", "/"):
+            self._drop_clause(i, who)
+            return True
+        after = self._next(joint)
+        describing = self._text(after) in DESCRIBING or (self._kind(after) == "word" and self._text(after) not in STOP)
+        if self._text(joint) != "and" or not describing:
+            return False
+        self._drop(joint)
+        return True
+
+    def _drop_clause(self, i: int, who: int) -> None:
+        """Leave out "who is" before i, and the space before it where none is behind i."""
+        spaced = i + 1 < len(self.tokens) and self.tokens[i + 1].kind == "space"
+        self.dropped |= set(range(who if spaced else who - 1, i))
 
     def _is_loose_age(self, i: int) -> bool:
         """Whether a number, or "sixtieth" before "birthday", may be someone's age."""

@@ -176,7 +176,8 @@ class _Parser(Adjectives):
         j = self._next(i)
         if j is not None and self._text(j) in ("and", "or", "&", "/"):
             k = self._next(j)
-            return k is not None and self.tokens[k].text in ("female", "male") and self._is_beside_role(k)
+            if k is not None and self.tokens[k].text in ("female", "male"):
+                return self._is_beside_role(k)
         while j is not None and self.tokens[j].kind == "word" and not self._text(j).endswith(("ing", "ed")):
             j = None if self._text(j) in STOP else self._next(j)
         return self._kind(j) in ("thing", "people") or self._text(self._next(i, -1)) in ("is", "are", "was", "were")
