@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,7 +41,7 @@ LAYOUT = {
     "vae_encoder": (["sample"], ["latent_sample"]),
 }
 COMPLETED = "a photograph of a woman cooking"
-SHAPES = Shapes(channels=4, height=16, width=16, tokens=32, text_width=32, downscale=4)
+SHAPES = Shapes(channels=4, height=16, width=16, tokens=32, text_width=32, downscale=4, latent_scale=1.0)
 
 
 def test_layout_is_optimums(bundle_folder: Path):
@@ -104,6 +106,22 @@ def test_a_kl_autoencoder_exports_mean_and_variance(tmp_path: Path):
     assert session.run(None, {"sample": np.zeros((1, 3, 64, 64), np.float32)})[0].shape == (1, 8, 16, 16)
 
 
+@pytest.mark.parametrize("vae", ["kl", "tiny"])
+def test_a_vae_without_a_scaling_factor_is_decoded_as_diffusers_decodes_it(tmp_path: Path, vae: str):
+    """As Stable Diffusion 1.x's was saved: the class's default is meant."""
+    folder = make_sd_folder(tmp_path / "model", vae=vae)
+    edit_config(folder / "vae", lambda values: values.pop("scaling_factor"))
+    export_bundle(folder, tmp_path / "b", components=("vae_decoder",))
+    bundle = Bundle.open(tmp_path / "b")
+    vae_of = StableDiffusionPipeline.from_pretrained(folder).vae
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        drawn = vae_of.decode(latents / vae_of.config.scaling_factor, return_dict=False)[0][0].permute(1, 2, 0).numpy()
+    wanted = ((drawn / 2 + 0.5).clip(0, 1) * 255).round()
+    assert bundle.manifest.latent_scale == vae_of.config.scaling_factor
+    assert np.abs(bundle.decode(latents[0].numpy()).astype(int) - wanted).max() <= 1
+
+
 def test_the_device_tokenizer_is_the_models(bundle_folder: Path):
     from tokenizers import Tokenizer
 
@@ -111,6 +129,12 @@ def test_the_device_tokenizer_is_the_models(bundle_folder: Path):
     slow = CLIPTokenizer.from_pretrained(bundle_folder / "tokenizer")
     for text in ("a woman's Hat", "42 cooks, noto style!", "ünïcode 🙂", " spaced   out "):
         assert fast.encode(text).ids == slow(text).input_ids
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    edit(values)
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def damaged(path: Path, change: float) -> None:

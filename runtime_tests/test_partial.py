@@ -101,12 +101,12 @@ def test_an_export_that_goes_on_knows_what_was_measured(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(precisions, "prepare", prepared)
     monkeypatch.setattr(precisions, "quantise_unet", stopped)
-    wanted, shapes = precisions.Wanted(("int8",), ("cpu",), 0), Shapes(4, 8, 8, 77, 32, 8)
+    wanted, shapes = precisions.Wanted(("int8",), ("cpu",), 0), Shapes(4, 8, 8, 77, 32, 8, 1.0)
     for key in ("key", "key", "another"):
         with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "out", key) as partial:
             exported(partial)
             record = partial.find("unet")
-            precisions.add_precisions(partial, [record], wanted, Calibration(), shapes, 1.0, lambda *_: None)
+            precisions.add_precisions(partial, [record], wanted, Calibration(), shapes, lambda *_: None)
     assert known == [{}, {"layers": (["a", "b"], [Damage(("a", "b"), 0.1, 1.0)])}, {}]
     (tmp_path / ".out.partial" / ".export" / "sensitivity").write_text('{"layers": [1]}')
     assert Measured(tmp_path / ".out.partial" / ".export" / "sensitivity") == {}

@@ -141,10 +141,9 @@ def _export_all(
         if record is not None:
             report(name, "done before", 0.0)
         records.append(record or _export_one(name, source, shapes, partial, options, report))
-    scale = float(source.config("vae").get("scaling_factor", 1.0))
     if options.calibration is not None:
         wanted = Wanted(options.precisions, options.targets or ("any",), options.external_above_bytes)
-        records = add_precisions(partial, records, wanted, options.calibration, shapes, scale, report)
+        records = add_precisions(partial, records, wanted, options.calibration, shapes, report)
     completion = _check_completion(building, records, source, schedule, shapes, options, report)
     unet = next((r.component.verification for r in records if r.component.name == "unet"), {})
     manifest = Manifest(
@@ -156,7 +155,7 @@ def _export_all(
         width=shapes.width * shapes.downscale,
         latent_channels=shapes.channels,
         latent_downscale=shapes.downscale,
-        latent_scale=scale,
+        latent_scale=shapes.latent_scale,
         max_tokens=shapes.tokens,
         pad_token_id=tokenizers[0][1],
         prediction_type=schedule.prediction_type,
@@ -167,7 +166,7 @@ def _export_all(
         tool_versions={tool: version(tool) for tool in _TOOLS} | {"onnxruntime": onnxruntime.__version__},
         variants=tuple(v for r in records for v in r.variants),
         pad_token_id_2=tokenizers[1][1] if len(tokenizers) > 1 else None,
-        preview=_fit_preview(building, records, shapes, source),
+        preview=_fit_preview(building, records, shapes),
         completion=completion,
         zero_empty_prompt=source.family == "sdxl" and bool(source.index.get("force_zeros_for_empty_prompt", True)),
     )
@@ -198,8 +197,7 @@ def _export_one(
         report(name, f"device graphs for {', '.join(options.targets)}", time.perf_counter() - started)
     if name == "vae_decoder" and options.tiny_decoder is not None:
         started = time.perf_counter()
-        scale = float(source.config("vae").get("scaling_factor", 1.0))
-        variants = (_tiny_decoder(Path(options.tiny_decoder), shapes, scale, folder, options),)
+        variants = (_tiny_decoder(Path(options.tiny_decoder), shapes, folder, options),)
         report(name, "tiny decoder", time.perf_counter() - started)
     del part
     gc.collect()
@@ -225,14 +223,14 @@ def _check_completion(
     started = time.perf_counter()
     found = verify_completion(
         building, lambda name: load_part(name, source.folder, source.index, shapes), schedule, shapes,
-        float(source.config("vae").get("scaling_factor", 1.0)), options.weights, options.min_psnr_db,
+        options.weights, options.min_psnr_db,
     )  # fmt: skip
     report("completion", f"verified, {found['psnr_db']:.1f} dB", time.perf_counter() - started)
     return found
 
 
-def _tiny_decoder(source: Path, shapes: Shapes, latent_scale: float, folder: Path, options: _Options) -> Variant:
-    part = load_tiny_decoder(source, shapes, latent_scale)
+def _tiny_decoder(source: Path, shapes: Shapes, folder: Path, options: _Options) -> Variant:
+    part = load_tiny_decoder(source, shapes)
     expected, path = reference(part) if options.verify else None, folder / "any_fp32_tiny.onnx"
     export_onnx(part, path, options.weights, options.external_above_bytes)
     graph = onnx.load(path, load_external_data=False).graph
@@ -251,14 +249,13 @@ def _wanted(components: Sequence[str], source: Source, precisions: Sequence[str]
     return tuple(name for name in source.parts if name in components)
 
 
-def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes, source: Source) -> dict[str, Any] | None:
+def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes) -> dict[str, Any] | None:
     """On what is cheapest to decode with: both decoders are of the same latents."""
     decoder = next((r for r in records if r.component.name == "vae_decoder"), None)
     if decoder is None:
         return None
     tiny = [v.file for v in decoder.variants if (v.role, v.precision) == ("tiny", "fp32")]
-    scale = float(source.config("vae").get("scaling_factor", 1.0))
-    return fit_preview(building / (tiny or [decoder.component.file])[0], shapes.channels, scale)
+    return fit_preview(building / (tiny or [decoder.component.file])[0], shapes.channels, shapes.latent_scale)
 
 
 def _check_options(

@@ -45,9 +45,8 @@ class _TorchUnet:
 
 
 def verify_completion(
-    folder: Path, load: Load, config: ScheduleConfig, shapes: Shapes, latent_scale: float, weights: str,
-    floor_db: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path, load: Load, config: ScheduleConfig, shapes: Shapes, weights: str, floor_db: float | None = None
+) -> dict[str, Any]:
     """`psnr_db` of the picture (peak: the reference's range), `steps` run of how many, `size` in pixels, `floor_db`.
 
     folder: a bundle's, with all of `NEEDED`. load(part): that part in PyTorch; one of them is in memory at a time.
@@ -70,12 +69,12 @@ def verify_completion(
 
     prompts = [_PROMPT, ""]
     latents = steps(_TorchUnet(load("unet"), schedule), encode(folder, prompts, size, _GUIDANCE, torch_text))
-    wanted = _torch(load("vae_decoder").module, {"latent_sample": latents[None] / np.float32(latent_scale)})[0]
+    wanted = _torch(load("vae_decoder").module, {"latent_sample": latents[None] / np.float32(shapes.latent_scale)})[0]
     gc.collect()
     latents = steps(WholeUnet(folder / "unet" / "model.onnx", schedule), encode(folder, prompts, size, _GUIDANCE))
     gc.collect()
     decoder = session(folder / "vae_decoder" / "model.onnx")
-    found = run(decoder, {"latent_sample": latents[None] / np.float32(latent_scale)})["sample"]
+    found = run(decoder, {"latent_sample": latents[None] / np.float32(shapes.latent_scale)})["sample"]
     psnr = psnr_db(wanted, np.asarray(found))
     floor = FLOORS_DB[weights] if floor_db is None else min(floor_db, FLOORS_DB[weights])
     if not psnr >= floor:

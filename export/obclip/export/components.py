@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.weights import TRANSFORMERS, weights_in
+from obclip.export.configs import vae_class
 from obclip.export.modules import Decoder, Encoder, Text, TextWithProjection, Unet
 from obclip.export.shapes import Shapes
 from obclip.export.weights import load_model
@@ -24,7 +25,6 @@ __all__ = ["Inputs", "Part", "Shapes", "load_part", "load_tiny_decoder", "load_v
 
 Inputs = dict[str, torch.Tensor]
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
-_VAES: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,15 @@ def load_part(name: str, folder: Path, index: dict[str, Any], shapes: Shapes) ->
 
 
 def load_vae(folder: Path, index: dict[str, Any]) -> Vae:
-    kind = (index.get("vae") or [None, "AutoencoderKL"])[1]
-    if kind not in _VAES:
-        raise InputError(f"the VAE is a {kind}; {' and '.join(_VAES)} can be exported")
-    vae: Vae = load_model(_VAES[kind], folder / "vae")
+    vae: Vae = load_model(vae_class(index), folder / "vae")
     for moment in ("latents_mean", "shift_factor"):
         if vae.config.get(moment):
             raise InputError(f"the VAE has a {moment}: its latents are not those of Stable Diffusion")
     return vae
 
 
-def load_tiny_decoder(folder: Path, shapes: Shapes, latent_scale: float) -> Part:
-    """An AutoencoderTiny's decoder that takes what the bundle's own decoder takes: latents divided by `latent_scale`.
+def load_tiny_decoder(folder: Path, shapes: Shapes) -> Part:
+    """An AutoencoderTiny's decoder that takes what the bundle's own takes: latents divided by `shapes.latent_scale`.
 
     AutoencoderTiny wants them divided by its own scaling_factor (1 for the published ones), so the graph multiplies by
     the quotient. InputError unless its latents have the same channels and size.
@@ -77,7 +74,7 @@ def load_tiny_decoder(folder: Path, shapes: Shapes, latent_scale: float) -> Part
             f"the tiny decoder reads {model.config.latent_channels} channels at 1/{downscale} of the size, "
             f"the model's latents are {shapes.channels} at 1/{shapes.downscale}: take one made for this model's latents"
         )
-    part = _decoder_part(model, shapes, latent_scale / float(model.config.scaling_factor))
+    part = _decoder_part(model, shapes, shapes.latent_scale / float(model.config.scaling_factor))
     return replace(part, name="vae_decoder/tiny")
 
 

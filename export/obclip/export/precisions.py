@@ -64,7 +64,6 @@ def add_precisions(
     wanted: Wanted,
     calibration: Calibration,
     shapes: Shapes,
-    latent_scale: float,
     report: Progress,
 ) -> list[Record]:
     """The records with the UNet's and the decoder's variants among them. VerificationError: one is below its floor."""
@@ -73,7 +72,7 @@ def add_precisions(
     todo = [(p, t) for p, t in wanted.pairs() if ("unet", p, t) not in made or ("vae_decoder", p, t) not in made]
     if not todo:
         return list(records)
-    setting = _setting(partial, calibration, wanted, shapes, latent_scale, report)
+    setting = _setting(partial, calibration, wanted, shapes, report)
     for precision, target in todo:
         for name in ("unet", "vae_decoder"):
             if (name, precision, target) in made:
@@ -99,9 +98,7 @@ def _variants(setting: Setting, record: Record, precision: str, target: str, rep
     return tuple(found)
 
 
-def _setting(
-    partial: Partial, calibration: Calibration, wanted: Wanted, shapes: Shapes, latent_scale: float, report: Progress
-) -> Setting:
+def _setting(partial: Partial, calibration: Calibration, wanted: Wanted, shapes: Shapes, report: Progress) -> Setting:
     started = time.perf_counter()
     height, width = shapes.height * shapes.downscale, shapes.width * shapes.downscale
     pair = calibration.pair or Pair(
@@ -110,8 +107,8 @@ def _setting(
     if (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):
         pair = replace(pair, height=height, width=width, latent_channels=shapes.channels)
     setting = prepare(
-        pair, partial.folder, prompts.choose(pair.name, calibration.prompts), latent_scale, large=calibration.large,
-        floor_db=calibration.floor_db, external_above_bytes=wanted.external_above_bytes,
+        pair, partial.folder, prompts.choose(pair.name, calibration.prompts), shapes.latent_scale,
+        large=calibration.large, floor_db=calibration.floor_db, external_above_bytes=wanted.external_above_bytes,
         measured=partial.note("sensitivity"),
     )  # fmt: skip
     report("calibration", f"{calibration.prompts} trajectories", time.perf_counter() - started)

@@ -42,10 +42,6 @@ class Source:
     def tokenizers(self) -> tuple[str, ...]:
         return ("tokenizer", "tokenizer_2") if self.family == "sdxl" else ("tokenizer",)
 
-    def config(self, part: str) -> dict[str, Any]:
-        """config.json of a folder of the source ("unet", "vae", ...)."""
-        return read_json(self.folder / part / "config.json")
-
 
 def open_source(source: str | Path) -> Source:
     """InputError: a family that cannot be exported; ModelMissingError: no such model, or an incomplete one."""

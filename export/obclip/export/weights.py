@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 
 from obclip.core.errors import ModelMissingError
 from obclip.core.weights import DIFFUSERS, weight_files, weights_in
-from obclip.export.sources import read_json
+from obclip.export.configs import read_config
 
 _DTYPES = {
     "F64": (np.float64, torch.float64), "F32": (np.float32, torch.float32), "F16": (np.float16, torch.float16),
@@ -35,7 +35,7 @@ def load_model(kind: Any, folder: Path) -> Any:
     files = weight_files(folder, weights_in(folder, DIFFUSERS))
     try:
         with init_empty_weights(include_buffers=False):
-            model = kind.from_config(_plain(read_json(folder / "config.json")))
+            model = kind.from_config(read_config(kind, folder))
         wanted = set(model.state_dict())
         state = {_current(name, wanted): value for file in files for name, value in read_tensors(file)}
         missing = sorted(wanted - set(state))
@@ -90,7 +90,3 @@ def _current(name: str, wanted: set[str]) -> str:
         for old, new in _OLD_NAMES:
             name = name.replace(old, new)
     return name
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
