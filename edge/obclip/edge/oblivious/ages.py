@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from obclip.core.errors import PrivacyError
 from obclip.edge.oblivious.nouns import DESCRIBING
+from obclip.edge.oblivious.patterns import SPELLED
 from obclip.edge.oblivious.tags import Tags
-from obclip.edge.oblivious.tokens import OF_SOMEONE, SPELLED, STOP
+from obclip.edge.oblivious.tokens import OF_SOMEONE, STOP
 
 IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
 # behind these a number may be an age, and before them nobody stands whose it would be

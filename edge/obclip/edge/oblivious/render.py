@@ -20,6 +20,9 @@ _PRONOUNS = {
 }
 
 
+_EMPTY = re.compile(r" ?,? ?[(\[{]\s*(?::[\d.]+)?\s*[)\]}]")  # brackets whose words went elsewhere
+
+
 def render(template: Template, people: Sequence[Person], policy: Policy, marked: bool = False) -> str:
     """The prompt that says `people`'s attributes. marked: with the user's marks put back, their value first."""
     pieces = []
@@ -34,7 +37,9 @@ def render(template: Template, people: Sequence[Person], policy: Policy, marked:
             pieces.append(_mark(people[piece.person], marked))
         else:
             pieces.append(_noun_phrase(piece, people[piece.person], policy))
-    text = re.sub(r" ?,? ?[(\[{]\s*(?::[\d.]+)?\s*[)\]}]", "", "".join(pieces))  # brackets whose words went elsewhere
+    text, found = "".join(pieces), 1
+    while found:
+        text, found = _EMPTY.subn("", text)
     text = re.sub(r" *,(?: *,)+", ",", re.sub(" {2,}", " ", text).strip())
     return fix_articles(re.sub(r"^, *", "", text))
 
