@@ -19,14 +19,16 @@ import onnxruntime as ort
 import pytest
 from tiny import make_sd_folder
 
+from obclip.core.cores import usable_cores
 from obclip.core.errors import BundleError, InputError, RunError
 from obclip.core.manifest import Manifest, Variant
-from obclip.edge import Bundle
+from obclip.edge import Bundle, generate
 from obclip.edge import choice as choice_module
 from obclip.edge import graph_cache as cache_module
 from obclip.edge.complete import first_latents
 from obclip.edge.providers import available_providers, find
 from obclip.edge.providers.base import Opening, Provider
+from obclip.edge.steps import PLAIN
 from obclip.export import Calibration, export_bundle
 from obclip.export.verify import psnr_db
 
@@ -150,8 +152,19 @@ def test_what_is_not_there_is_said(both: Path, bundle_folder: Path):
         Bundle.open(both, precision="bf16")
     with pytest.raises(InputError, match="--tiny-decoder"):
         Bundle.open(bundle_folder, decoder="tiny")
-    with pytest.raises(InputError, match="threads is 0"):
-        Bundle.open(both, provider="openvino", threads=0).session("unet", "full")
+    for threads in (0, usable_cores() + 1):
+        with pytest.raises(InputError, match=f"threads is {threads}; this process may use 1 to {usable_cores()}"):
+            Bundle.open(both, provider="openvino", threads=threads)
+
+
+def test_openvino_runs_a_whole_graph_that_takes_the_step_as_a_scalar():
+    """As in the embedded pair's bundle, which has device graphs for the CPU alone."""
+    pictures = []
+    for provider in ("cpu", "openvino"):
+        bundle = Bundle.open("emoji", provider=provider, precision="fp32")
+        assert bundle.pass_role == ("full" if provider == "cpu" else "whole")
+        pictures.append(generate(PROMPT, bundle=bundle, seed=3, mode="device", saving=PLAIN).image.astype(float))
+    assert psnr_db(*pictures) > 40
 
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])

@@ -52,9 +52,8 @@ def fit(manifest: Manifest, options: SessionOptions, target: str) -> SessionOpti
             return way
     least = min(ways, key=lambda way: estimate(manifest, way, target).peak)
     needed = estimate(manifest, least, target)
-    hint = "" if any(v.precision == "int8" for v in manifest.variants) else " An int8 bundle would need less."
-    if target == "openvino" and any(estimate(manifest, way, "cpu").peak <= limit for way in ways):
-        hint = " With --provider cpu it would fit."
+    cpu_fits = target == "openvino" and any(estimate(manifest, way, "cpu").peak <= limit for way in ways)
+    hint = " With --provider cpu it would fit." if cpu_fits else ""
     raise InputError(
         f"this bundle needs about {needed.peak / 1e6:.0f} MB at the least, the limit is {limit / 1e6:.0f} MB "
         f"(text {needed.text / 1e6:.0f}, steps {needed.steps / 1e6:.0f}, decoding {needed.decode / 1e6:.0f}).{hint}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from obclip.core.cores import usable_cores
 from obclip.core.errors import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8", "w8", "w8a16")
@@ -15,7 +16,8 @@ DECODERS = ("full", "tiny")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """provider: a name of `providers.available_providers`. threads: None lets the runtime choose.
+    """provider: a name of `providers.available_providers`. threads: at most as many as the process may
+    use cores; None lets the runtime choose.
 
     precision: "auto" takes int8 where the bundle has it, else float32, on OpenVINO computed in bfloat16 where the
     machine has that. decoder: "tiny" for the bundle's cheaper one. strict: no node may fall back to the CPU unasked.
@@ -38,6 +40,13 @@ class SessionOptions:
             raise InputError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.decoder not in DECODERS:
             raise InputError(f"decoder is {self.decoder!r}; choose one of {', '.join(DECODERS)}")
+        cores = usable_cores()
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise InputError(
+                f"threads is {self.threads}; this process may use 1 to {cores}"
+            )  # more wait for one another
+        if self.memory_limit is not None and self.memory_limit < 1:
+            raise InputError(f"the memory limit is {self.memory_limit} bytes; leave it out, or give what there is")
 
     @property
     def precisions(self) -> tuple[str, ...]:

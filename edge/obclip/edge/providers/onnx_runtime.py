@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from obclip.core.cores import session_threads
-from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.errors import BundleError, RunError
 from obclip.core.files import remove_folder
 from obclip.edge.providers.base import Opening
 
@@ -126,8 +126,6 @@ def _settings(opening: Opening) -> Any:
     settings.log_severity_level = _SILENT
     settings.intra_op_num_threads = session_threads()
     if opening.threads is not None:
-        if opening.threads < 1:
-            raise InputError(f"threads is {opening.threads}; it must be 1 or more")
         settings.intra_op_num_threads = opening.threads
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if not opening.spinning:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from obclip.core.errors import BundleError, InputError, RunError
+from obclip.core.errors import BundleError, RunError
 from obclip.core.files import remove_folder
 from obclip.edge.machine import return_mapped_pages
 from obclip.edge.providers.base import Opening
@@ -38,8 +38,6 @@ class OpenVinoProvider:
     def open(self, path: Path, opening: Opening) -> OpenVinoSession:
         import openvino
 
-        if opening.threads is not None and opening.threads < 1:
-            raise InputError(f"threads is {opening.threads}; it must be 1 or more")
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[opening.arithmetic],
             "PERFORMANCE_HINT": "LATENCY",
@@ -72,7 +70,8 @@ class OpenVinoSession:
 
     def run(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         try:
-            found = self._request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()})
+            given = {name: np.asarray(value, order="C") for name, value in inputs.items()}  # a scalar stays one
+            found = self._request.infer(given)
         except Exception as error:  # from bindings: RuntimeError, TypeError and others
             said = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RunError(f"OpenVINO failed on this model ({said}); try --provider cpu") from error
