@@ -181,21 +181,6 @@ def test_a_limit_that_is_too_small_says_what_would_do(bundle_folder: Path):
             Bundle.open(bundle_folder, memory_limit=limit)
 
 
-def test_int8_is_advised_where_weights_are_what_does_not_fit(bundle_folder: Path):
-    """On OpenVINO, which holds the UNet's; never for what int8 would not change."""
-    manifest = sized(Manifest.read(bundle_folder), tiny=True)
-    whole = replace(manifest, variants=tuple(v for v in manifest.variants if v.component != "unet"))
-    both = replace(manifest, variants=(*manifest.variants, replace(manifest.variants[0], target="openvino")))
-    advice = "An int8 bundle would need less"
-    for found, limit, target, advised in (
-        (whole, 480, "openvino", True), (both, 480, "openvino", False), (whole, 130, "cpu", False),
-        (whole, 130, "openvino", False),
-    ):  # fmt: skip
-        with pytest.raises(InputError) as error:
-            fit(found, SessionOptions(memory_limit=limit * 1_000_000), target)
-        assert (advice in str(error.value)) == advised, (limit, target, str(error.value))
-
-
 def resident(path: Path) -> int:
     """Bytes of `path` that this process has in memory by being mapped."""
     found, of_path = 0, False

@@ -16,8 +16,8 @@ DECODERS = ("full", "tiny")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """provider: a name of `providers.available_providers`. threads: at most as many as the process may
-    use cores; None lets the runtime choose.
+    """provider: a name of `providers.available_providers`. threads: not more than cores that the process may
+    use; None lets the runtime choose.
 
     precision: "auto" takes int8 where the bundle has it, else float32, on OpenVINO computed in bfloat16 where the
     machine has that. decoder: "tiny" for the bundle's cheaper one. strict: no node may fall back to the CPU unasked.
