@@ -40,11 +40,9 @@ class SessionOptions:
             raise InputError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         if self.decoder not in DECODERS:
             raise InputError(f"decoder is {self.decoder!r}; choose one of {', '.join(DECODERS)}")
-        cores = usable_cores()
+        cores = usable_cores()  # more threads wait for one another
         if self.threads is not None and not 1 <= self.threads <= cores:
-            raise InputError(
-                f"threads is {self.threads}; this process may use 1 to {cores}"
-            )  # more wait for one another
+            raise InputError(f"threads is {self.threads}; this process may use 1 to {cores}")
         if self.memory_limit is not None and self.memory_limit < 1:
             raise InputError(f"the memory limit is {self.memory_limit} bytes; leave it out, or give what there is")
 
