@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("traces")
 
 
 def test_bench_measures_every_part(run, bundle_folder: Path, tmp_path: Path):
-    chart = tmp_path / "chart.svg"
+    chart = tmp_path / "new" / "chart.svg"
     code, said, _ = run(
         "bench", bundle_folder, "--runs", "2", "--warmup", "1", "--plot", chart, "--threads", "1", "--json"
     )

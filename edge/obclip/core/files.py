@@ -31,12 +31,14 @@ def read_text(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """RunError unless `path` could be made or replaced as a file. Called before work whose result would be lost."""
+    """RunError unless `path` could be made or replaced as a file. Called before work whose result would be lost.
+
+    Leaves no folder behind: of a path whose folders are yet to be made, the nearest one that exists is tried.
+    """
     if path.is_dir() or not path.name:
         raise RunError(f"{path} is a folder; name a file in it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
+        with tempfile.NamedTemporaryFile(dir=next(folder for folder in path.parents if folder.exists())):
             pass
     except OSError as error:
         raise RunError(f"cannot write to {path.parent} ({error.strerror}); choose another place") from error

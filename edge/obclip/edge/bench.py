@@ -202,6 +202,7 @@ def plot(report: Report, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(f"ms, median and p90; {report.machine['cpu']}", fontsize=8)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write the plot to {path}: {error}") from error
