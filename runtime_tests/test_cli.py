@@ -108,7 +108,7 @@ BAD_WORDS = {
 @pytest.mark.parametrize("name", BAD_WORDS)
 def test_bad_input(run, bundle_folder: Path, tmp_path: Path, name: str):
     words, wanted, part = BAD_WORDS[name]
-    more = ["--bundle", bundle_folder, "--out", tmp_path / "a.png"] if words[0] == "generate" else []
+    more = ["--bundle", bundle_folder, "--out", tmp_path / "new" / "a.png"] if words[0] == "generate" else []
     code, said, error = run(*words, *more)
     assert (code, said) == (wanted, "")
     assert part in error
@@ -322,6 +322,18 @@ def test_a_picture_needs_a_name(run, tmp_path: Path):
     for words in (["demo", "--out", str(tmp_path)], ["generate", "a woman", "--out", "/"]):
         code, _, error = run(*words)
         assert (code, "is a folder" in error) == (1, True)
+
+
+@pytest.mark.parametrize(("prompt", "wanted"), [("a cook", 6), ("Mr Smith in a hat", 6), ("a woman" + " cook" * 80, 2)])
+def test_a_demo_of_what_is_not_sent_shows_nothing_and_starts_no_cloud(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, wanted: int
+):
+    def started(*_: object) -> None:
+        raise AssertionError("a cloud was started")
+
+    monkeypatch.setattr("obclip.edge.cli.pictures.local_cloud", started)
+    code, said, _ = run("demo", prompt, "--out", tmp_path / "a.png")
+    assert (code, said) == (wanted, "")
 
 
 def test_an_export_that_was_not_verified_says_so(run, small_folder: Path, tmp_path: Path):

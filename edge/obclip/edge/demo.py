@@ -19,7 +19,7 @@ from obclip.core.errors import CloudUnreachableError, ModelMissingError, RunErro
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Guidance, denoise, first_latents
-from obclip.edge.generate import Job, Progress, Result, generate, prepare
+from obclip.edge.generate import Job, Progress, Result, generate
 from obclip.edge.image import contact_sheet
 
 PROMPT = "noto style emoji of a woman health worker with medium skin tone"
@@ -79,14 +79,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_demo(
-    prompt: str, bundle: Bundle, client: Client, seed: int | None, progress: Progress
+    prompt: str, first: Job, bundle: Bundle, client: Client, progress: Progress
 ) -> tuple[Result, NDArray[np.uint8]]:
     """The private picture, and a sheet: every candidate as the cloud has it at step k, the one taken, the results.
 
-    The server-only picture is asked for as k = T for the whole candidate set, and first: the real prompt is never sent
-    alone, and nothing is sent after extraction.
+    first: `prompt` prepared, before a cloud was started. The server-only picture is asked for as k = T for the whole
+    candidate set, and first: the real prompt is never sent alone, and nothing is sent after extraction.
     """
-    first = prepare(prompt, bundle, seed=seed)
     client.check(first.pair, first.schedule, len(first.candidates.prompts))
     whole = replace(first.request, handoff=first.schedule.steps)
     server = client.denoise(whole, first.schedule, first.pair.latent_shape)

@@ -45,11 +45,10 @@ from obclip.edge.cli.privacy import (
 )
 from obclip.edge.client import Client
 from obclip.edge.demo import PROMPT, local_cloud, run_demo
-from obclip.edge.generate import Result, resume
+from obclip.edge.generate import Result, prepare, resume
 from obclip.edge.generate import generate as generate_picture
 from obclip.edge.image import save_png
 from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, REVEALS, SERVER, check_mode
-from obclip.edge.oblivious import candidate_set, load_policy
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
 from obclip.edge.preview import preview_to
@@ -70,14 +69,13 @@ def demo(
     check_writable(out)
     sheet_path = out.with_name(out.stem + "_sheet.png")
     bundle = Bundle.open("emoji", threads=threads)
-    found = candidate_set(prompt, load_policy("emoji"))
-    bundle.tokenise(prompt)
+    job = prepare(prompt, bundle, seed=seed)
     if not as_json:
-        show_candidates(found)
+        show_candidates(job.candidates)
     with local_cloud("emoji") as url, Client(url) as client, progress(as_json) as tell:
         if not as_json:
             console().print(f"cloud: {url}, up after {time.perf_counter() - started:.1f} s")
-        result, sheet = run_demo(prompt, bundle, client, seed, tell)
+        result, sheet = run_demo(prompt, job, bundle, client, tell)
     save_png(sheet_path, sheet, {})
     result.save(out)
     _report(result, out, as_json, {"sheet": str(sheet_path), "total_s": round(time.perf_counter() - started, 2)})
