@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,21 @@ def test_other_options_take_nothing_over(small_folder: Path, tmp_path: Path, mon
         export_bundle(small_folder, tmp_path / "out")
     make_room()
     export_bundle(small_folder, tmp_path / "out", weights="fp16", progress=lambda *told: phases.append(told[1]))
+    assert "done before" not in phases
+
+
+def test_another_index_takes_nothing_over(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It names the class of each part."""
+    phases: list[Any] = []
+    fill_the_disk(monkeypatch, "unet")
+    source = tmp_path / "model"
+    shutil.copytree(small_folder, source)
+    for edited in (False, True):
+        if edited:
+            index = json.loads((source / "model_index.json").read_text())
+            (source / "model_index.json").write_text(json.dumps(index | {"_diffusers_version": "0"}))
+        with pytest.raises(RunError):
+            export_bundle(source, tmp_path / "out", progress=lambda *told: phases.append(told[1]))
     assert "done before" not in phases
 
 

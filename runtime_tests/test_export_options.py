@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,16 @@ import httpx
 import huggingface_hub
 import pytest
 
-from obclip.core.errors import InputError, ModelMissingError, ObclipError
+import obclip.export.bundle as bundle_module
+from obclip.core.errors import InputError, ModelMissingError, ObclipError, RunError
 from obclip.export import Calibration, export_bundle
-from obclip.export.sources import open_source
+from obclip.export.shapes import shapes_of
+from obclip.export.sources import Source, open_source
 
 WRONG: dict[str, tuple[type[ObclipError], dict[str, Any]]] = {
     "a target that is a provider": (InputError, {"targets": ("cpu", "qnn")}),
+    "a target without a name": (InputError, {"targets": ("cpu", "")}),
+    "a precision without a name": (InputError, {"precisions": ("",)}),
     "no shallow pass": (InputError, {"targets": ("cpu",), "depth": 0}),
     "nothing to merge": (InputError, {"targets": ("cpu",), "merge": 0}),
     "no decoder there": (ModelMissingError, {"tiny_decoder": Path("nowhere")}),
@@ -67,6 +75,63 @@ def test_only_weights_that_are_read_are_fetched(small_folder: Path, monkeypatch:
         "text_encoder/model.safetensors", *(f"text_encoder_2/{name}" for name in NAMED),
         "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
     ]  # fmt: skip
+
+
+def test_a_bundle_is_no_source(bundle_folder: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="small is a bundle already"):
+        export_bundle(bundle_folder, tmp_path / "b")
+
+
+def sized(small_folder: Path, folder: Path, sample_size: Any) -> Source:
+    shutil.copytree(small_folder, folder)
+    path = folder / "unet" / "config.json"
+    values = json.loads(path.read_text()) | {"sample_size": sample_size}
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("sample_size", "given", "wanted"),
+    [
+        (None, (128, 64), (32, 16)),
+        ([16, 24], (None, None), (16, 24)),
+        ([16, 24], (None, 64), (16, 16)),
+        (16, (128, None), (32, 16)),
+    ],
+)
+def test_sizes_are_those_given_or_the_models(
+    small_folder: Path, tmp_path: Path, sample_size: Any, given: tuple[int | None, int | None], wanted: tuple[int, int]
+):
+    shapes = shapes_of(sized(small_folder, tmp_path / "model", sample_size), 77, *given)
+    assert (shapes.height, shapes.width) == wanted
+
+
+@pytest.mark.parametrize(("sample_size", "height"), [(None, 128), ([16], None), ("16", None), (0, None)])
+def test_a_model_without_a_size_needs_both(small_folder: Path, tmp_path: Path, sample_size: Any, height: int | None):
+    with pytest.raises(InputError, match=r"sample_size is .*; pass --height and --width"):
+        shapes_of(sized(small_folder, tmp_path / "model", sample_size), 77, height, None)
+
+
+def test_a_link_to_nothing_in_the_source_is_named(small_folder: Path, tmp_path: Path):
+    source = tmp_path / "model"
+    shutil.copytree(small_folder, source)
+    (source / "unet" / "notes.json").symlink_to(tmp_path / "nothing")
+    with pytest.raises(RunError, match=r"unet/notes.json: No such file or directory; see to that file"):
+        export_bundle(source, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(errno.ENOSPC, "make room"), (errno.EDQUOT, "make room"), (errno.EIO, "see to that file")]
+)
+def test_only_a_full_disk_wants_room(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+):
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(bundle_module, "export_tokenizer", fail)
+    with pytest.raises(RunError, match=rf"{os.strerror(code)}.*{said}"):
+        export_bundle(small_folder, tmp_path / "b")
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("no network"), OSError("no network")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import json
@@ -40,6 +41,9 @@ _INDEX = (
     "unet", "text_encoder", "text_encoder_2", "vae", "tokenizer", "tokenizer_2", "scheduler",
     "requires_safety_checker", "force_zeros_for_empty_prompt",
 )  # fmt: skip
+
+_SCHEDULER = Path("scheduler") / "scheduler_config.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,13 @@ def export_bundle(
 
     `out` appears whole or not at all. An export that was killed, or for which the disk was too small, goes on with the
     parts that were done. InputError: `out` exists and not `force`, unknown family or option; ModelMissingError: no such
-    model; VerificationError: a part is further from PyTorch than its floor; RunError: the disk.
+    model; VerificationError: a part is further from PyTorch than its floor; RunError: the disk, or a file.
     """
     if weights not in ("fp32", "fp16"):
         raise InputError(f"weights is {weights!r}; choose fp32 or fp16")
     check_replaceable(out, force, MANIFEST)
     found = open_source(source)
-    _check_options(targets, depth, merge, tiny_decoder, calibration)
+    _check_options(targets, precisions, depth, merge, tiny_decoder, calibration)
     folder = found.folder.resolve()
     if folder in (out.resolve(), *out.resolve().parents) or out.resolve() in folder.parents:
         raise InputError(f"{out} and the source {found.folder} hold one another; choose another place")
@@ -113,16 +117,14 @@ def export_bundle(
         weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth, tiny, tuple(precisions),
         calibration, None if components is None else _wanted(components, found, precisions), verify, merge,
     )  # fmt: skip
-    schedule = ScheduleConfig.from_file(found.folder / "scheduler" / "scheduler_config.json")
-    digest = model_digest(found)
+    schedule = ScheduleConfig.from_file(found.folder / _SCHEDULER)
     report = progress or (lambda part, phase, seconds: None)
     try:
+        digest = model_digest(found)
         with Partial(out, _key(digest, options, found.folder), force, MANIFEST) as partial:
             return _export_all(found, digest, schedule, options, partial, report)
     except OSError as error:
-        raise RunError(
-            f"cannot write {out} ({error.strerror or error}); make room there and start again: what is done is kept"
-        ) from error
+        raise RunError(_said_of(error, out)) from error
 
 
 def _export_all(
@@ -132,7 +134,8 @@ def _export_all(
     for name in (*source.tokenizers, "scheduler"):
         shutil.rmtree(building / name, ignore_errors=True)
     tokenizers = [export_tokenizer(source.folder / name, building / name) for name in source.tokenizers]
-    shutil.copytree(source.folder / "scheduler", building / "scheduler")
+    (building / "scheduler").mkdir()
+    shutil.copyfile(source.folder / _SCHEDULER, building / _SCHEDULER)
     _write_index(source.index, building)
     shapes = shapes_of(source, min(tokens for tokens, _ in tokenizers), options.height, options.width)
     records = []
@@ -240,6 +243,14 @@ def _tiny_decoder(source: Path, shapes: Shapes, folder: Path, options: _Options)
     )
 
 
+def _said_of(error: OSError, out: Path) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return f"cannot write {out} ({reason}); make room and start again: what is done is kept"
+    where = error.filename or out
+    return f"{where}: {reason}; see to that file and start again: what is done is kept"
+
+
 def _wanted(components: Sequence[str], source: Source, precisions: Sequence[str]) -> tuple[str, ...]:
     """In the order of export. InputError for a part that the model does not have, none, or too few to calibrate."""
     if not components or set(components) - set(source.parts):
@@ -259,9 +270,12 @@ def _fit_preview(building: Path, records: Sequence[Record], shapes: Shapes) -> d
 
 
 def _check_options(
-    targets: Sequence[str], depth: int, merge: int, tiny_decoder: Path | None, calibration: Calibration | None
-) -> None:
+    targets: Sequence[str], precisions: Sequence[str], depth: int, merge: int, tiny_decoder: Path | None,
+    calibration: Calibration | None,
+) -> None:  # fmt: skip
     """What would be found wrong only after much of the work. InputError; ModelMissingError for a folder of no model."""
+    if "" in (*targets, *precisions):
+        raise InputError("a target or a precision has no name; write names with commas between them, or none")
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise InputError(f"target is {unknown[0]!r}; choose from {', '.join(TARGETS)} (accelerators take any)")
     if depth < 1 or merge < 1:
@@ -282,7 +296,8 @@ def _key(digest: str, options: _Options, source: Path) -> str:
     large = options.calibration.large if options.calibration else None
     others = [Path(folder) for folder in (options.tiny_decoder, large) if folder is not None]
     tools = {tool: version(tool) for tool in _TOOLS} | _judges()
-    settings = [(str(p.relative_to(source)), sha256_file(p)) for p in sorted(source.glob("*/*.json"))]
+    read = [source / "model_index.json", *sorted(source.glob("*/*.json"))]
+    settings = [(str(p.relative_to(source)), sha256_file(p)) for p in read]
     dated = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for f in others for p in sorted(f.rglob("*.*"))]
     made_from = [digest, asdict(options), tools, settings, dated]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()

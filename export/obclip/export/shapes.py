@@ -36,9 +36,6 @@ def shapes_of(source: Source, tokens: int, height: int | None, width: int | None
     """height, width: pixels, by default the model's. InputError for a size that the model cannot draw."""
     unet, vae = unet_config(source), vae_config(source)
     blocks = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
-    side = unet.get("sample_size")
-    if not isinstance(side, int) or side <= 0:
-        raise InputError(f"{source.label}: unet/config.json has no sample_size; pass --height and a model that has one")
     scale = vae["scaling_factor"]
     if not isinstance(scale, int | float) or not scale > 0:
         raise InputError(f"{source.label}: the VAE's scaling_factor is {scale!r}; a number above 0 was wanted")
@@ -55,10 +52,15 @@ def shapes_of(source: Source, tokens: int, height: int | None, width: int | None
             raise InputError(
                 f"{source.label} takes other added conditions than SDXL's {TIME_IDS}: it cannot be exported"
             )
+    default = unet["sample_size"]
+    rows, columns = default if isinstance(default, list) and len(default) == 2 else (default, default)
+    latent = [given // downscale if given else side for given, side in ((height, rows), (width, columns))]
+    if not all(isinstance(side, int) and side > 0 for side in latent):
+        raise InputError(f"{source.label}: the UNet's sample_size is {default}; pass --height and --width")
     return Shapes(
         channels=unet["in_channels"],
-        height=height // downscale if height else side,
-        width=width // downscale if width else side,
+        height=latent[0],
+        width=latent[1],
         tokens=tokens,
         text_width=unet["cross_attention_dim"],
         downscale=downscale,

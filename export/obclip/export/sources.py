@@ -9,6 +9,7 @@ from typing import Any
 
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.hub import fetch
+from obclip.core.manifest import NAME as MANIFEST
 from obclip.core.weights import DIFFUSERS, TRANSFORMERS, digest_files, weight_files, weights_in
 
 PIPELINES = {
@@ -46,6 +47,8 @@ class Source:
 def open_source(source: str | Path) -> Source:
     """InputError: a family that cannot be exported; ModelMissingError: no such model, or an incomplete one."""
     folder, revision = _find_folder(source)
+    if (folder / MANIFEST).is_file():
+        raise InputError(f"{source} is a bundle already; a bundle is made from a diffusers folder or a hub id")
     index = read_json(folder / "model_index.json")
     kind = str(index.get("_class_name"))
     if kind not in PIPELINES:
