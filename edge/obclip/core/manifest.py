@@ -5,15 +5,58 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Any, TypedDict
 
-from obclip.core.errors import BundleError
+from obclip.core.errors import BundleError, InputError
 from obclip.core.files import atomic_write_bytes, sha256_file
+from obclip.core.schedule_config import ScheduleConfig
+from obclip.core.typed import Least, build
 
 NAME = "obclip.json"
 SCHEMA = 2
 READABLE = (1, SCHEMA)  # 1 had no variants
+
+Size = Annotated[int, Least(1)]
+Id = Annotated[int, Least(0)]
+Io = dict[str, list[int | str]]
+
+
+class Verdict(TypedDict):
+    """What is read of a comparison, as the export notes it."""
+
+    psnr_db: float
+    conditioning: float
+    float_layers: int
+
+
+class Verification(TypedDict, total=False):
+    """What is read of a graph's; there may be more, for people."""
+
+    psnr_db: float
+    max_abs: float
+    cosine: float
+    conditioning: float
+    added_bytes: int
+    floor_db: float
+    seeds: list[int]
+    depth: int
+    merge: int
+    quantised_layers: int
+    float_layers: list[str]
+    tries: list[Verdict]
+
+
+class Preview(TypedDict):
+    map: list[list[float]]
+    explains: float
+
+
+class Completion(TypedDict):
+    psnr_db: float
+    floor_db: float
+    steps: str
+    size: list[int]
 
 
 @dataclass(frozen=True)
@@ -21,7 +64,7 @@ class FileEntry:
     """path: relative to the bundle, with forward slashes."""
 
     path: str
-    bytes: int
+    bytes: Id
     sha256: str
 
 
@@ -33,9 +76,9 @@ class Component:
     file: str
     precision: str
     opset: int
-    inputs: dict[str, list[int | str]]
-    outputs: dict[str, list[int | str]]
-    verification: dict[str, Any] = field(default_factory=dict)
+    inputs: Io
+    outputs: Io
+    verification: Annotated[dict[str, Any], Verification] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,9 +96,9 @@ class Variant:
     precision: str
     target: str
     file: str
-    inputs: dict[str, list[int | str]]
-    outputs: dict[str, list[int | str]]
-    verification: dict[str, Any] = field(default_factory=dict)
+    inputs: Io
+    outputs: Io
+    verification: Annotated[dict[str, Any], Verification] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,13 +118,13 @@ class Manifest:
     revision: str | None
     family: str
     model_digest: str
-    height: int
-    width: int
-    latent_channels: int
-    latent_downscale: int
-    latent_scale: float
-    max_tokens: int
-    pad_token_id: int
+    height: Size
+    width: Size
+    latent_channels: Size
+    latent_downscale: Size
+    latent_scale: Annotated[float, Least(1e-9)]
+    max_tokens: Size
+    pad_token_id: Id
     prediction_type: str
     schedule_config: dict[str, Any]
     conditioning: float | None
@@ -89,10 +132,10 @@ class Manifest:
     files: tuple[FileEntry, ...]
     tool_versions: dict[str, str] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
-    pad_token_id_2: int | None = None
+    pad_token_id_2: Id | None = None
     zero_empty_prompt: bool = False
-    preview: dict[str, Any] | None = None
-    completion: dict[str, Any] | None = None
+    preview: Annotated[dict[str, Any], Preview] | None = None
+    completion: Annotated[dict[str, Any], Completion] | None = None
     schema: int = SCHEMA
 
     def component(self, name: str) -> Component:
@@ -106,24 +149,54 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """BundleError if the manifest is absent, unreadable, of another schema or incomplete."""
+        """BundleError if the manifest is absent, unreadable, of another schema, incomplete, has a value that cannot be,
+        or names a file that it does not list, or that lies outside the folder.
+        """
         path = folder / NAME
         try:
             values = json.loads(path.read_text(encoding="utf8"))
         except FileNotFoundError as error:
             raise BundleError(f"{folder} has no {NAME}: it is no whole bundle; export it again") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema not in READABLE:
             raise BundleError(f"{path}: schema is {schema!r}, wanted {SCHEMA}; export the bundle with this version")
         try:
-            components = tuple(Component(**c) for c in values.pop("components"))
-            files = tuple(FileEntry(**f) for f in values.pop("files"))
-            variants = tuple(Variant(**v) for v in values.pop("variants", ()))
-            return cls(components=components, files=files, variants=variants, **values)
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"{path} is incomplete ({error}); export the bundle again") from error
+            manifest: Manifest = build(cls, values)
+            manifest._check(folder)
+        except (ValueError, OSError, InputError) as error:
+            raise BundleError(f"{path}: {error}; export the bundle again") from error
+        return manifest
+
+    def _check(self, folder: Path) -> None:
+        """What the values' types do not say. ValueError, InputError."""
+        for name in ("height", "width"):
+            if getattr(self, name) % self.latent_downscale:
+                raise ValueError(f"{name} is {getattr(self, name)}, no multiple of latent_downscale")
+        rows = [self.latent_channels + 1] * 3
+        if self.preview is not None and [len(row) for row in self.preview.get("map", ())] != rows:
+            raise ValueError("preview.map is not of three colours, each with a weight for every latent channel and 1")
+        ScheduleConfig.from_dict(self.schedule_config)
+        listed = {f.path for f in self.files}
+        for file in listed:
+            if PureWindowsPath(file).anchor or ".." in PureWindowsPath(file).parts or not file.isprintable():
+                raise ValueError(f"files has {file!r}, which is not inside the bundle")
+        for name, wanted in self._read_files(folder):
+            if wanted not in listed:
+                raise ValueError(f"{name} is {wanted!r}, which is not among the manifest's files")
+        for variant in self.variants:
+            if variant.role == "full" and any(isinstance(n, str) for shape in variant.inputs.values() for n in shape):
+                raise ValueError(f"the inputs of {variant.file} have no fixed shapes")
+
+    def _read_files(self, folder: Path) -> list[tuple[str, str]]:
+        """What names them, and the files that a device reads."""
+        graphs = [(f"components[{i}].file", c.file) for i, c in enumerate(self.components)]
+        graphs += [(f"variants[{i}].file", v.file) for i, v in enumerate(self.variants)]
+        data = [(f"the data of {f}", f"{f}_data") for _, f in graphs if (folder / f"{f}_data").exists()]
+        texts = [c.name for c in self.components if c.name.startswith("text_encoder")]
+        words = [name.replace("text_encoder", "tokenizer") for name in texts]
+        return graphs + data + [(f"the {w} of a text encoder", f"{w}/tokenizer.json") for w in words]
 
     def verify_files(self, folder: Path, sizes_only: bool = False, unread: Collection[str] = ()) -> None:
         """BundleError naming the first file that is missing, of another size, or of another digest.
