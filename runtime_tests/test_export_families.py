@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,8 @@ def test_a_killed_export_leaves_no_bundle_and_goes_on(small_folder: Path, tmp_pa
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "text_encoder: done before" in done.stderr
+    own = re.compile(r"(text_encoder|unet|vae_decoder|vae_encoder|completion): .* \(\d+\.\d s\)")
+    assert [line for line in done.stderr.splitlines() if not own.fullmatch(line)] == []  # of no library's
     assert len(json.loads(done.stdout)["components"]) == 4
     Manifest.read(out).verify_files(out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -120,9 +120,10 @@ def load_model(
 
 def _load(kind: Any, folder: Path, found: dict[Path, Weights], dtype: torch.dtype) -> Any:
     """ValueError where weights are missing: from_pretrained makes random ones of these."""
+    word = "torch_dtype" if kind is UNet2DConditionModel else "dtype"  # diffusers' and transformers'
     model, told = kind.from_pretrained(
-        folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=found[folder].variant,
-        output_loading_info=True,
+        folder, local_files_only=True, use_safetensors=True, variant=found[folder].variant, output_loading_info=True,
+        **{word: dtype},
     )  # fmt: skip
     if missing := sorted(told["missing_keys"]):
         raise ValueError(f"{folder} lacks {len(missing)} weights, {missing[0]} among them")

@@ -82,7 +82,7 @@ def _load_text(kind: Any, folder: Path) -> Any:
     try:
         model, told = kind.from_pretrained(
             folder,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
             variant=weights_in(folder, TRANSFORMERS).variant,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from typing import Any
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad line is refused, not the rest
+    # When diffusers is imported it tells of packages beside it: nothing that a user of these commands can act on
+    logging.getLogger("diffusers.utils.import_utils").setLevel(logging.ERROR)
     try:
         code = typer.main.get_command(app).main(args=words, prog_name="obclip", standalone_mode=False)
     except ObclipError as error:

@@ -124,7 +124,7 @@ def load_weights(both: torch.nn.ModuleDict, tokenizer: CLIPTokenizer, init: Path
     """Go on from a finished pair's text encoder and UNet. InputError if its vocabulary is another one."""
     if CLIPTokenizer.from_pretrained(init / "tokenizer").get_vocab() != tokenizer.get_vocab():
         raise InputError(f"{init} was trained with another vocabulary; leave --init out, or use the same captions")
-    text = CLIPTextModel.from_pretrained(init / "text_encoder", torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(init / "text_encoder", dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(init / "unet", torch_dtype=torch.float32)
     both["text"].load_state_dict(text.state_dict())
     both["unet"].load_state_dict(unet.state_dict())
