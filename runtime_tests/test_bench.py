@@ -49,6 +49,9 @@ def test_bench_runs_what_generate_would(bundle_folder: Path, monkeypatch: pytest
         report = bench_module.run_bench(bundle_folder, pair, runs=1, warmup=0)
         assert report.timings[-1].name == f"end to end, steps {last}"
         assert report.settings["device_steps"] == str(ran[-1][3])
+    report = bench_module.run_bench(bundle_folder, emoji, runs=1, warmup=0, handoff=25)
+    assert report.timings[-1].name == "end to end, no steps"
+    assert report.settings["device_steps"] == "no steps on this device"
     usual = replace(default_saving(load_pair("emoji")), every=1)  # the bundle has no graphs for cached steps
     assert usual != PLAIN
     assert ran == [("dpm++2m", 25, 10, usual), ("ddim", 20, 12, PLAIN), ("dpm++2m", 25, 10, PLAIN)]

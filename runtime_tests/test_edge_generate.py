@@ -19,7 +19,9 @@ from obclip.core.wire import Response
 from obclip.edge import Bundle, Client, Options, candidate_set, generate, load_policy
 from obclip.edge.complete import Guidance, denoise, first_latents
 from obclip.edge.generate import finish, prepare
+from obclip.edge.modes import REVEALS
 from obclip.edge.readiness import ready
+from obclip.edge.steps import Saving
 
 PROMPT = "noto style emoji of an older woman with dark skin tone"
 
@@ -201,9 +203,41 @@ def test_a_device_with_steps_of_its_own_goes_on_at_k_plus_the_shift(bundle: Bund
         prepare(PROMPT, bundle, pair=replace(pair, steps=20), handoff=9, seed=1)
 
 
+@pytest.mark.parametrize(("steps", "handoff"), [(1, 1), (5, 2), (6, 2), (25, 10), (50, 20)])
+def test_the_pairs_share_of_the_steps_runs_in_the_cloud_however_many_there_are(
+    bundle: Bundle, steps: int, handoff: int
+):
+    request = prepare(PROMPT, bundle, steps=steps).request
+    assert (request.steps, request.handoff) == (steps, handoff)
+
+
+@pytest.mark.parametrize("settings", [{"handoff": 25}, {"mode": "server", "saving": Saving(1, 0.5)}])
+def test_a_device_without_steps_leaves_none_of_them_out(bundle: Bundle, settings: dict):
+    assert prepare(PROMPT, bundle, **settings).device_steps == "no steps on this device"
+
+
 def test_a_public_prompt_goes_out_when_allowed(bundle: Bundle):
     job = prepare("a house", bundle, allow_public=True)
     assert job.request.candidates == ("a house",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "told"),
+    [
+        (PROMPT, {}, "oblivious"),
+        (PROMPT, {"allow_public": True}, "oblivious"),
+        ("a house", {"allow_public": True}, "hybrid"),
+        (PROMPT, {"mode": "hybrid"}, "hybrid"),
+        (PROMPT, {"mode": "server"}, "server"),
+        (PROMPT, {"mode": "device"}, "device"),
+    ],
+)
+def test_what_the_cloud_learns_is_said_and_warned_of_where_it_reads_the_prompt(
+    bundle: Bundle, prompt: str, settings: dict, told: str
+):
+    job = prepare(prompt, bundle, **settings)
+    assert job.reveals == REVEALS[told]
+    assert [REVEALS[told] in w for w in job.warnings] == ([True] if told in ("hybrid", "server") else [])
 
 
 def test_another_pair_on_the_cloud_is_found_before_the_prompt_leaves(bundle: Bundle, cloud_url: str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from obclip.core.errors import InputError
 from obclip.edge import Bundle, Client, generate
 from obclip.edge.generate import resume
 from obclip.edge.image import read_metadata
+from obclip.edge.modes import REVEALS
 from obclip.edge.preview import preview, preview_to
 from obclip.edge.providers.onnx_runtime import OnnxRuntimeSession
 from obclip.edge.received import Received, differences
@@ -108,10 +110,29 @@ def test_latents_of_another_request_are_refused_and_it_says_what_differs(bundle:
         resume("noto style emoji of an old man", received, bundle=bundle)
     with pytest.raises(InputError, match=r"seed \(4, not 3\)"):
         resume(PROMPT, received, bundle=bundle, seed=4)
+    with pytest.raises(InputError, match="negative_prompt"):
+        resume(PROMPT, received, bundle=bundle, negative_prompt="an old man")
+    with pytest.raises(InputError, match="another prompt"):
+        resume("a house", received, bundle=bundle)
+    with pytest.raises(InputError, match="mode device"):
+        resume(PROMPT, received, bundle=bundle, mode="device")
     assert differences(received.request, replace(received.request, steps=9, guidance=1.0)) == [
         "steps (8, not 9)",
         f"guidance ({received.request.guidance!r}, not 1.0)",
     ]
+
+
+@pytest.mark.parametrize(("first", "both"), [(["--allow-public"], []), ([], ["--mode", "hybrid"])])
+def test_finishing_again_neither_asks_nor_warns_about_sending(
+    run, bundle_folder: Path, cloud_url: str, tmp_path: Path, first: list[str], both: list[str]
+):
+    words = ["generate", "a house", "--bundle", bundle_folder, "--out", tmp_path / "a.png", "--json"]
+    asked = ["--cloud", cloud_url, "--steps", "6", "--save-latents", tmp_path / "l", *first]
+    code, said, warned = run(*words, *both, *asked)
+    assert (code, json.loads(said)["reveals"]) == (0, REVEALS["hybrid"])
+    assert REVEALS["hybrid"] in warned
+    code, _, warned = run(*words, *both, "--from-latents", tmp_path / "l")
+    assert (code, warned) == (0, "")
 
 
 @pytest.mark.parametrize("damage", ["absent", "text", "cut", "no request", "not finite", "one row less"])

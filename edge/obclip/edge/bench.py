@@ -90,7 +90,8 @@ def run_bench(
         first[name], _ = _timed(calls[name])
     calls["end_to_end"] = lambda: _finish(bundle, job)
     last = job.device_schedule.steps - 1
-    names = {"unet": "unet step, one branch", "end_to_end": f"end to end, steps {job.start}..{last}"}
+    here = f"steps {job.start}..{last}" if job.steps_here else "no steps"
+    names = {"unet": "unet step, one branch", "end_to_end": f"end to end, {here}"}
     told = tell or (lambda row, done, of: None)
     timings = tuple(_measure(names.get(name, name), call, runs, warmup, told) for name, call in calls.items())
     return Report(
@@ -106,7 +107,7 @@ def run_bench(
             "solver": job.device_schedule.solver,
             "steps": job.device_schedule.steps,
             "handoff": job.cloud_steps,
-            "device_steps": str(job.saving),
+            "device_steps": job.device_steps,
             "guidance": pair.guidance,
             "latent_shape": list(bundle.latent_shape),
         },
@@ -149,10 +150,11 @@ def _roles(bundle: Bundle) -> dict[str, str]:
 
 def _finish(bundle: Bundle, job: Job) -> None:
     """What `generate` runs once latents are there, and the texts before them; sessions of passes stay open."""
-    guide = Guidance(bundle.encode(job.prompt), bundle.encode(""), job.request.guidance)
     x = first_latents(job.device_schedule, 0, bundle.latent_shape)
-    for _, latents, _ in denoise(bundle, job.device_schedule, guide, x, job.start, 0, saving=job.saving):
-        x = latents
+    if job.steps_here:
+        guide = Guidance(bundle.encode(job.prompt), bundle.encode(""), job.request.guidance)
+        for _, latents, _ in denoise(bundle, job.device_schedule, guide, x, job.start, 0, saving=job.saving):
+            x = latents
     bundle.decode(x)
 
 

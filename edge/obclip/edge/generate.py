@@ -7,8 +7,8 @@ Everything that can be checked on the device is checked before anything is sent;
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Denoiser, first_latents, run_steps
 from obclip.edge.image import save_png
-from obclip.edge.modes import DEVICE, OBLIVIOUS, SERVER, check_mode, in_the_clear
+from obclip.edge.modes import DEVICE, OBLIVIOUS, REVEALS, SERVER, check_mode, in_the_clear, reveals
 from obclip.edge.oblivious import CandidateSet, Options, candidate_set, check_negative, load_policy, unmark
 from obclip.edge.oblivious.marks import protect
 from obclip.edge.readiness import Readying, ready
@@ -42,9 +42,9 @@ Watch = Callable[[int, NDArray[np.float32]], None]  # steps done, the clean late
 class Job:
     """A prompt made ready to send: settings, candidate set and the request, whose bytes do not tell the index.
 
-    prompt: the user's own words, which the device goes on with. warnings: what the user asked to be told. saving: what
-    the device's steps leave out. schedule: the cloud's; device_schedule: the device's, which goes on from step `start`
-    of it. mode: of obclip.edge.modes; with "device" the request is not sent.
+    prompt: the user's own words, which the device goes on with. warnings: what the user should know before it is sent.
+    saving: what the device's steps leave out. schedule: the cloud's; device_schedule: the device's, which goes on from
+    step `start` of it. mode: of obclip.edge.modes; with "device" the request is not sent.
     """
 
     prompt: str
@@ -61,6 +61,21 @@ class Job:
     @property
     def cloud_steps(self) -> int:
         return 0 if self.mode == DEVICE else self.request.handoff
+
+    @property
+    def steps_here(self) -> int:
+        """How many steps this device runs."""
+        return self.device_schedule.steps - self.start
+
+    @property
+    def device_steps(self) -> str:
+        """What these leave out, in words."""
+        return str(self.saving) if self.steps_here else "no steps on this device"
+
+    @property
+    def reveals(self) -> str:
+        """What the cloud learns, in words."""
+        return reveals(self.mode, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class Result:
             "handoff": self.job.cloud_steps,
             "guidance": r.guidance,
             "solver": r.solver,
-            "device_steps": str(self.job.saving),
+            "device_steps": self.job.device_steps,
             "device": self.device,
             "cloud_model": None if self.response is None else self.response.model,
         }
@@ -119,8 +134,11 @@ def prepare(
     warn_below: float | None = None,
     saving: Saving | None = None,
     mode: str = OBLIVIOUS,
+    sent: Request | None = None,
 ) -> Job:
     """Everything before the first byte is sent. InputError, PrivacyError or CloudMismatchError if it should not be.
+
+    steps, handoff: T and k, by default the pair's; for another T the k that is the pair's share of it, 1 at least.
 
     mode: "oblivious"; or one that hides nothing: "hybrid" (the prompt itself instead of candidates), "server" (all
     steps in the cloud); or "device" (none).
@@ -128,21 +146,28 @@ def prepare(
     allow_public: take a prompt in which nothing is hidden, so that the cloud reads it as it is. options: marks, spans
     let through, and the like. warn_below: warn if the prompt's other words leave fewer candidates than this to choose
     from (effective N, by the audit's model). saving: what the device's steps leave out, by default what was measured to
-    do no harm on the pair.
+    do no harm on the pair. sent: a request that a cloud has answered, which this is to repeat: nothing will be sent, so
+    nothing is refused for what it would show. InputError if its candidates are others.
     """
     pair = load_pair(pair) if isinstance(pair, str) else pair
     if check_mode(mode) == OBLIVIOUS:
         rules = load_policy(policy or pair.policy)
         candidates = candidate_set(prompt, rules, options)
         prompt = unmark(protect(prompt, options.protect if options else ()))
-        if not (candidates.attributes or allow_public):
+        if not (candidates.attributes or allow_public or sent):
             raise PrivacyError(
                 "nothing in this prompt is hidden, so the cloud would read it as it is; allow it if it may"
             )
-        check_negative(negative_prompt, rules, options)
+        if sent is None:
+            check_negative(negative_prompt, rules, options)
     else:
         prompt = unmark(prompt)
         candidates = in_the_clear(prompt)
+    if sent is not None and sent.candidates != candidates.prompts:
+        raise InputError(
+            "the latents answer another prompt, or were made with another mode, pair, policy or options: their "
+            "candidates are not this one's"
+        )
     if bundle.latent_shape != pair.latent_shape:
         raise CloudMismatchError(
             f"the bundle's latents are {bundle.latent_shape}, those of the pair {pair.name} {pair.latent_shape}; "
@@ -178,7 +203,7 @@ def prepare(
         schedule,
         device_schedule,
         start,
-        _warnings(candidates, warn_below),
+        _warnings(mode, candidates, warn_below),
         _saving(saving, pair, bundle, mode),
         mode,
     )
@@ -201,7 +226,7 @@ def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> in
         if asked is not None:
             raise InputError(f"with mode {mode} all steps run in one place; leave handoff out")
         return schedule.steps
-    k = asked if asked is not None else min(pair.handoff, schedule.steps)
+    k = asked if asked is not None else max(1, round(schedule.steps * pair.handoff / pair.steps))
     if not 1 <= k <= schedule.steps:
         raise InputError(f"handoff is {k}; it must be from 1 to steps ({schedule.steps})")
     return k
@@ -218,8 +243,10 @@ def _saving(asked: Saving | None, pair: Pair, bundle: Bundle, mode: str) -> Savi
     return replace(saving, every=1)
 
 
-def _warnings(candidates: CandidateSet, warn_below: float | None) -> tuple[str, ...]:
-    notes = [f"left out of what the cloud is asked, for want of a value: {w!r}" for w in candidates.unsent]
+def _warnings(mode: str, candidates: CandidateSet, warn_below: float | None) -> tuple[str, ...]:
+    told = reveals(mode, candidates)
+    notes = [] if told in (REVEALS[OBLIVIOUS], REVEALS[DEVICE]) else [f"mode {mode}: {told}"]
+    notes += [f"left out of what the cloud is asked, for want of a value: {w!r}" for w in candidates.unsent]
     if warn_below is not None and candidates.attributes:
         left = AuditModel.load().posterior(candidates).effective_n
         if left < warn_below:
@@ -261,7 +288,7 @@ def generate(
     if client is None and not here:
         raise InputError("a client is needed to ask a cloud; only mode device does without")
     with _timed(timings, "prepare"):
-        job = prepare(prompt, bundle, **settings)
+        job = prepare(prompt, bundle, sent=None, **settings)
         readying = Readying(job, bundle, beside=not here)
     with readying:
         _warn_of((*job.warnings, *readying.notes()), warn)
@@ -310,8 +337,11 @@ def resume(
 ) -> Result:
     """`generate` from what a cloud sent before: no network. `prompt` must have the candidates that were asked for.
 
-    settings: as of `generate`; what the request says comes from it, and may not be given otherwise. InputError then.
+    settings: as of `generate`; what the request says comes from it, and may not be given otherwise. InputError then,
+    and for mode "device". warn(text) is called for what a provider leaves to another; nothing is sent to be warned of.
     """
+    if settings.get("mode") == DEVICE:
+        raise InputError("mode device asks no cloud, so it cannot go on from latents that one sent; leave either out")
     timings: dict[str, float] = {}
     r = received.request
     said: dict[str, Any] = dict(
@@ -321,13 +351,13 @@ def resume(
     if settings.get("mode") != SERVER:  # which has all its steps there, and takes no other number
         said["handoff"] = r.handoff
     with _timed(timings, "prepare"):
-        job = prepare(prompt, bundle, **(said | {k: v for k, v in settings.items() if v is not None}))
+        job = prepare(prompt, bundle, sent=r, **(said | {k: v for k, v in settings.items() if v is not None}))
         if others := differences(job.request, r):
             raise InputError(f"the latents answer another request; it differs in {', '.join(others)}")
         if received.response.schedule != job.schedule.digest:
             raise CloudMismatchError("the latents were made with another schedule than this bundle's")
         made = ready(job, bundle)
-    _warn_of((*job.warnings, *bundle.fallbacks()), warn)
+    _warn_of(bundle.fallbacks(), warn)
     tell = progress or (lambda phase, done, of: None)
     image = finish(job, bundle, received.response, made, timings, tell, watch)
     return Result(image, job, received.response, timings, bundle.told)
@@ -376,12 +406,10 @@ def finish(
     return picture
 
 
-class _timed:  # noqa: N801
-    def __init__(self, timings: dict[str, float], name: str) -> None:
-        self.timings, self.name = timings, name
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self.timings[self.name] = time.perf_counter() - self.started
+@contextmanager
+def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[name] = time.perf_counter() - started

@@ -22,6 +22,11 @@ def check_mode(mode: str) -> str:
     return mode
 
 
+def reveals(mode: str, candidates: CandidateSet) -> str:
+    """What the cloud learns of such a job. Where nothing is hidden, candidates tell what mode hybrid does."""
+    return REVEALS[HYBRID if mode == OBLIVIOUS and not candidates.attributes else mode]
+
+
 def in_the_clear(prompt: str) -> CandidateSet:
     """A set of this prompt alone: nothing of it is hidden."""
     return CandidateSet((prompt,), 0, {}, ("the whole prompt",), ({},), prompt)

@@ -18,7 +18,7 @@ def ready(job: Job, bundle: Bundle) -> Denoiser | None:
     A bundle that cannot be loaded so costs the cloud nothing. Where jobs run by phase, the decoder waits for its own.
     """
     made = None
-    if job.start < job.device_schedule.steps:
+    if job.steps_here:
         if bundle.phased and bundle.options.memory_limit is None and not bundle.options.lean:
             # Takes longer than the texts, which are gone before it is done
             bundle.open_ahead("unet", bundle.pass_role)
@@ -38,7 +38,7 @@ class Readying:
     """
 
     def __init__(self, job: Job, bundle: Bundle, beside: bool) -> None:
-        self.ahead = beside and job.start < job.device_schedule.steps and bundle.phased and bundle.opened_before()
+        self.ahead = beside and job.steps_here > 0 and bundle.phased and bundle.opened_before()
         self._made: Future[Denoiser | None] = Future()
         if self.ahead:
             pool = ThreadPoolExecutor(1)

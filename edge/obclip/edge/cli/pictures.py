@@ -48,7 +48,7 @@ from obclip.edge.demo import PROMPT, local_cloud, run_demo
 from obclip.edge.generate import Result, prepare, resume
 from obclip.edge.generate import generate as generate_picture
 from obclip.edge.image import save_png
-from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, REVEALS, SERVER, check_mode
+from obclip.edge.modes import DEVICE, OBLIVIOUS, check_mode
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
 from obclip.edge.preview import preview_to
@@ -98,7 +98,9 @@ def generate(
     negative: Annotated[str, typer.Option(help="Negative prompt; sent as it is, so it may not describe people.")] = "",
     seed: Seed = None,
     steps: Annotated[int | None, typer.Option(help="T, by default the pair's.")] = None,
-    handoff: Annotated[int | None, typer.Option(help="k: steps in the cloud, by default the pair's.")] = None,
+    handoff: Annotated[
+        int | None, typer.Option(help="k: steps in the cloud, by default the pair's share of T, 1 at least.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")] = None,
     solver: Annotated[str | None, typer.Option(help="ddim, euler, dpm++2m or lcm.")] = None,
     whole_every: WholeEvery = None,
@@ -140,11 +142,10 @@ def generate(
         raise InputError(f"--mode {mode} makes no candidates; leave out what is said about them")
     if from_latents is not None and save_latents is not None:
         raise InputError("--from-latents sends nothing, so there is nothing for --save-latents to keep; leave it out")
-    if mode in (HYBRID, SERVER):
-        _warn(f"mode {mode}: {REVEALS[mode]}")
     marked, history = mark(prompt, options.protect), history_path()
-    for note in changed_marks(marked, history):
-        _warn(note)
+    if mode == OBLIVIOUS and from_latents is None:
+        for note in changed_marks(marked, history):
+            _warn(note)
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
     opened = Bundle.open(bundle or pair, note=say, **run_as)
     for path in (out, preview, save_latents):
@@ -191,11 +192,11 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
                 "seed": result.seed,
                 "candidates": len(result.job.candidates.prompts),
                 "mode": result.job.mode,
-                "reveals": REVEALS[result.job.mode],
+                "reveals": result.job.reveals,
                 "handoff": result.job.cloud_steps,
                 "steps": result.job.request.steps,
                 "device": result.device,
-                "device_steps": str(result.job.saving),
+                "device_steps": result.job.device_steps,
                 "timings_s": timings,
                 **more,
             }
@@ -205,5 +206,5 @@ def _report(result: Result, out: Path, as_json: bool, more: dict[str, object]) -
     screen.print("  ".join(f"{name} {seconds:.2f} s" for name, seconds in timings.items()))
     for name, value in more.items():
         screen.print(f"{name}: {value}")
-    screen.print(f"mode {result.job.mode}: {REVEALS[result.job.mode]}")
-    screen.print(f"device: {result.device}; steps: {result.job.saving}\nseed: {result.seed}\nimage: {out}")
+    screen.print(f"mode {result.job.mode}: {result.job.reveals}")
+    screen.print(f"device: {result.device}; steps: {result.job.device_steps}\nseed: {result.seed}\nimage: {out}")
