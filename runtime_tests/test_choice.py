@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,9 +89,33 @@ def test_auto_takes_the_one_way_there_is(measured: list, tmp_path: Path):
         assert (found.provider, found.precision) == ("openvino", "bf16")
 
 
-def test_auto_takes_the_cpu_where_the_one_other_way_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def time_pass(*_: object) -> float:
+def test_auto_takes_the_cpu_where_the_one_other_way_does_not_work_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    tried: list[str] = []
+
+    def time_pass(path: Path, variant: Variant, provider: Provider, *_: object) -> float:
+        tried.append(provider.name)
         raise BundleError("no such operator")
 
     monkeypatch.setattr(choice_module, "time_pass", time_pass)
-    assert choose(tmp_path, variants("openvino", fp32=0), SessionOptions(provider="auto")).provider == "cpu"
+    real, told = time.time, []
+    options = SessionOptions(provider="auto", precision="int8")
+    for days, count in ((0, 1), (6, 1), (8, 2)):
+        monkeypatch.setattr(choice_module.time, "time", lambda days=days: real() + days * 86_400)
+        found = choose(tmp_path, variants("openvino", int8=250_000_000), options, told.append)
+        assert (found.provider, len(tried)) == ("cpu", count)
+    failed = "openvino int8 does not work here and is left out for 7 days: no such operator"
+    assert told == ["measuring once which is quickest here: openvino int8", failed] * 2
+
+
+def test_a_choice_that_is_not_ours_is_as_if_there_were_none(measured: list, tmp_path: Path):
+    options, both = SessionOptions(provider="auto"), variants(fp32=0, int8=250_000_000)
+    choose(tmp_path, both, options)
+    (kept,) = (tmp_path / "cache" / "choices").iterdir()
+    good = json.loads(kept.read_text())
+    for said in ("{not json", "[]", json.dumps(good | {"pass_s": {"cpu/fp32": "quick"}})):
+        del measured[:]
+        kept.write_text(said)
+        choose(tmp_path, both, options)
+        assert len(measured) == 2

@@ -115,6 +115,7 @@ class Bundle:
         o = self.options
         said = [f"{self.provider.name} {self.precision_of('unet', self.pass_role)}"]
         said += ["tiny decoder"] * (o.decoder == "tiny") + ["decoded in tiles"] * o.tiled + ["lean"] * o.lean
+        said += self._tuned.told(o.threads) if self._tuned is not None else []
         return ", ".join(said)
 
     def session(self, component: str, role: str = "whole") -> Session:

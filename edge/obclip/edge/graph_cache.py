@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,6 +12,7 @@ from obclip.core.files import remove_folder
 from obclip.core.manifest import Manifest
 from obclip.edge.machine import processor
 from obclip.edge.providers.base import Opening, Provider
+from obclip.edge.remembered import digest, user_cache
 
 LARGE_BYTES = 50_000_000  # below that, optimising takes less time than a cached file would save
 KEPT_SHARE = 2.0  # of the bundle's own bytes; one way of running it takes about its own size once
@@ -33,8 +32,7 @@ def cache_folder(bundle: Path, manifest: Manifest, file: str, provider: Provider
         return None
     settings = {k: v for k, v in asdict(opening).items() if k != "cache"}
     digests = sorted((f.path, f.sha256) for f in {*entries, *shared})
-    made_of = [digests, provider.full_name, settings, processor(), *versions()]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
+    key = digest(digests, provider.full_name, settings, processor(), *versions())
     folder = root / f"{Path(file).stem}-{key}"
     try:
         os.utime(folder)
@@ -61,15 +59,8 @@ def trim(root: Path, limit_bytes: int) -> list[Path]:
     return removed
 
 
-def user_cache() -> Path:
-    """OBCLIP_CACHE, else obclip in XDG_CACHE_HOME or ~/.cache, on every system."""
-    if given := os.environ.get("OBCLIP_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "obclip"
-
-
 def _root(bundle: Path, manifest: Manifest) -> Path | None:
-    whole = hashlib.sha256(json.dumps(sorted((f.path, f.sha256) for f in manifest.files)).encode()).hexdigest()[:24]
+    whole = digest(sorted((f.path, f.sha256) for f in manifest.files))
     for place in (bundle / _FOLDER, user_cache() / "graphs" / whole):
         try:
             place.mkdir(parents=True, exist_ok=True)

@@ -2,70 +2,125 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import numpy as np
 
 from obclip.core.cores import usable_cores
-from obclip.core.errors import InputError
-from obclip.core.files import atomic_write_bytes
+from obclip.core.errors import InputError, RunError
 from obclip.core.manifest import Manifest, Variant
-from obclip.edge.graph_cache import user_cache, versions
+from obclip.core.typed import Least, build
+from obclip.edge import remembered
+from obclip.edge.graph_cache import versions
 from obclip.edge.machine import processor
+from obclip.edge.providers import available_providers
 from obclip.edge.providers.base import Opening, Provider
-from obclip.edge.timing import time_pass
+from obclip.edge.timing import time_passes
 
-_GAIN = 0.97  # of the time before: what is less of a gain is noise
-_STORE = "tuned.json"
+_RUNS, _SETTING_S = 5, 1.0  # of each setting, at least: a median of passes of a millisecond takes many
+_GAIN = 0.03  # of the time before: what is less of a gain is worth nothing
+_KIND = "tuned"
+AS_IT_COMES = "as it comes"
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a session is opened with. pass_s: setting -> seconds of a whole pass, in the order they were tried."""
+    """What a session is opened with. pass_s: setting -> seconds of a whole pass, the median, in the order they were
+    tried. spread: how far such medians lie apart without a change, as a share of the time as it comes.
+    """
 
-    threads: int | None
+    threads: Annotated[int, Least(1)] | None
     spinning: bool
     arena: bool
     pass_s: dict[str, float]
+    spread: float
 
     def apply(self, opening: Opening) -> Opening:
         """`opening` with these, but where it was asked for otherwise."""
         threads = self.threads if opening.threads is None else opening.threads
         return replace(opening, threads=threads, spinning=self.spinning, arena=self.arena)
 
+    def told(self, threads: int | None = None) -> list[str]:
+        """What it changes, in words, where so many threads were asked for: ["tuned (threads 1, no arena)"], or []."""
+        said = [f"threads {self.threads}"] * (self.threads is not None and threads is None)
+        said += ["no spinning"] * (not self.spinning) + ["no arena"] * (not self.arena)
+        return [f"tuned ({', '.join(said)})"] * bool(said)
 
-def tune(
-    folder: Path, manifest: Manifest, variant: Variant | None, provider: Provider, opening: Opening, runs: int = 3
-) -> Tuned:
-    """Opens and times the whole pass in one setting after the other; each is kept if it gains 3 %. Remembers what it
-    found in the user's cache folder, where `Bundle.open` looks. InputError: a bundle without device graphs. RunError:
-    the cache folder cannot be written.
+
+def tune(folder: Path, manifest: Manifest, variant: Variant | None, provider: Provider, opening: Opening) -> Tuned:
+    """Opens and times the whole pass in one setting after the other, and remembers what gained in the user's cache
+    folder, where `Bundle.open` looks; if nothing did, forgets what was there. InputError: a bundle without device
+    graphs. RunError: the cache folder cannot be written.
 
     Only ONNX Runtime's CPU has spinning and an arena; of others threads alone are tried.
     """
     if variant is None:
         raise InputError("this bundle has no device graphs to tune for; export it again with --targets")
-    found = search(provider.name, opening, lambda o: time_pass(folder / variant.file, variant, provider, o, runs))
-    store = user_cache() / _STORE
-    known = _read(store) | {_key(manifest, variant, provider, opening.arithmetic): asdict(found)}
-    atomic_write_bytes(store, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    path = folder / variant.file
+    found = search(provider.name, opening, lambda o: time_passes(path, variant, provider, o, _RUNS, _SETTING_S))
+    key = _key(manifest, variant, provider, opening.arithmetic)
+    if found.told():
+        remembered.remember(_KIND, key, asdict(found))
+    else:
+        _forget(key)
     return found
 
 
-def search(provider: str, opening: Opening, measure: Callable[[Opening], float]) -> Tuned:
-    """measure: seconds of a pass in a setting."""
-    best, best_s = opening, measure(opening)
-    tried = {"as it comes": best_s}
+def search(provider: str, opening: Opening, measure: Callable[[Opening], Sequence[float]]) -> Tuned:
+    """measure: seconds of each of several passes in a setting.
+
+    A setting is kept on top of those before if it gains 3 % and more than one setting's passes spread. The first is
+    measured when the machine is cold, and so again in the end, as is what gained: the worse of its two medians must be
+    as much below the better of those as it comes, and more than these differ.
+    """
+    best, (first, spread) = opening, _judge(measure(opening))
+    tried, before, best_spread = {AS_IT_COMES: first}, first, spread
     for change in _changes(provider):
         candidate = replace(best, **change)
-        seconds = measure(candidate)
+        seconds, seen = _judge(measure(candidate))
         tried[", ".join(f"{name} {value}" for name, value in change.items())] = seconds
-        if seconds < _GAIN * best_s:
-            best, best_s = candidate, seconds
-    return Tuned(best.threads, best.spinning, best.arena, {k: round(v, 4) for k, v in tried.items()})
+        if before - seconds > max(_GAIN * before, best_spread, seen):
+            best, before, best_spread = candidate, seconds, seen
+    again, seen = _judge(measure(opening))
+    plain = tried[AS_IT_COMES] = min(first, again)
+    spread = max(spread, seen, abs(first - again))
+    if best != opening:  # of many, one may have been lucky
+        seconds, seen = _judge(measure(best))
+        spread = max(spread, best_spread, seen)
+        if plain - max(before, seconds) <= max(_GAIN * plain, spread):
+            best = opening
+    pass_s = {name: round(seconds, 6) for name, seconds in tried.items()}
+    return Tuned(best.threads, best.spinning, best.arena, pass_s, round(spread / plain, 4))
+
+
+def recall(manifest: Manifest, variant: Variant, provider: Provider, arithmetic: str) -> Tuned | None:
+    """What was found for this graph, provider, processor and versions; None if nothing was."""
+    try:
+        found: Tuned = build(Tuned, remembered.recall(_KIND, _key(manifest, variant, provider, arithmetic)))
+    except ValueError:
+        return None
+    return found
+
+
+def untune(manifest: Manifest) -> int:
+    """Forgets what was found for the bundle on this machine, with any provider; how many entries there were.
+
+    RunError if they cannot be removed.
+    """
+    graphs = [v for v in manifest.variants if v.component == "unet" and v.role in ("full", "whole")]
+    providers = available_providers().values()
+    keys = {_key(manifest, v, p, arithmetic) for v in graphs for p in providers for arithmetic in p.arithmetics()}
+    return sum(_forget(key) for key in keys)
+
+
+def _forget(key: str) -> bool:
+    try:
+        return remembered.forget(_KIND, key)
+    except OSError as error:
+        raise RunError(f"what was tuned cannot be forgotten ({error.strerror}): {error.filename}") from error
 
 
 def _changes(provider: str) -> list[dict[str, Any]]:
@@ -73,25 +128,12 @@ def _changes(provider: str) -> list[dict[str, Any]]:
     return [*threads, {"spinning": False}, {"arena": False}] if provider == "cpu" else list(threads)
 
 
-def recall(manifest: Manifest, variant: Variant, provider: Provider, arithmetic: str) -> Tuned | None:
-    """What was found for this graph, provider, processor and versions; None if nothing was."""
-    found = _read(user_cache() / _STORE).get(_key(manifest, variant, provider, arithmetic))
-    try:
-        return None if found is None else Tuned(**found)
-    except TypeError:
-        return None
+def _judge(passes: Sequence[float]) -> tuple[float, float]:
+    """The median, and how far those of five stretches of the passes lie apart: seconds."""
+    medians = [float(np.median(part)) for part in np.array_split(passes, min(5, len(passes)))]
+    return float(np.median(passes)), max(medians) - min(medians)
 
 
 def _key(manifest: Manifest, variant: Variant, provider: Provider, arithmetic: str) -> str:
-    digest = next(f.sha256 for f in manifest.files if f.path == variant.file)
-    made_of = [digest, provider.full_name, arithmetic, processor(), *versions()]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:24]
-
-
-def _read(store: Path) -> dict[str, Any]:
-    """What is remembered; nothing, if the file is not there or not ours."""
-    try:
-        known = json.loads(store.read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    file = next(f.sha256 for f in manifest.files if f.path == variant.file)
+    return remembered.digest(file, provider.full_name, arithmetic, processor(), *versions())

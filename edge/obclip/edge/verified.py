@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from obclip.core.errors import ObclipError
-from obclip.core.files import atomic_write_bytes
 from obclip.core.manifest import Manifest
-from obclip.edge.graph_cache import LARGE_BYTES, user_cache
+from obclip.edge.graph_cache import LARGE_BYTES
+from obclip.edge.remembered import digest, recall, remember
 
+_KIND = "verified"
 _WORTH_A_WORD_BYTES = 500_000_000
 _SETTLED_S = 2.0  # a file written to less long ago may be written to again within its time stamps' resolution
 
@@ -35,8 +33,8 @@ def verify_once(folder: Path, manifest: Manifest, note: Callable[[str], None] | 
     if sum(f.bytes for f in manifest.files) < LARGE_BYTES:
         manifest.verify_files(folder)
         return
-    store = user_cache() / "verified" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.json"
-    known, now = _read(store), time.time()
+    key = digest(str(folder.resolve()))
+    known, now = recall(_KIND, key), time.time()
     found = {f.path: [f.sha256, *_stamps(folder / f.path)] for f in manifest.files}
     unchanged = {path for path, stamps in found.items() if known.get(path) == stamps}
     unread = sum(f.bytes for f in manifest.files if f.path not in unchanged)
@@ -46,7 +44,7 @@ def verify_once(folder: Path, manifest: Manifest, note: Callable[[str], None] | 
     settled = {p: s for p, s in found.items() if p in unchanged or now - _last_change(folder / p) > _SETTLED_S}
     if settled != known:
         with contextlib.suppress(ObclipError):  # without a place to note it, all is read again
-            atomic_write_bytes(store, json.dumps(settled).encode())
+            remember(_KIND, key, settled)
 
 
 def _announce(size: int, note: Callable[[str], None], times: str) -> None:
@@ -66,11 +64,3 @@ def _stamps(path: Path) -> list[int]:
 def _last_change(path: Path) -> float:
     s = path.stat()
     return max(s.st_mtime, s.st_ctime)
-
-
-def _read(store: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(store.read_text(encoding="utf8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}

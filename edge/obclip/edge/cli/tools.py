@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ from obclip.edge.providers.base import Opening
 from obclip.edge.tuning import Tuned
 from obclip.edge.tuning import tune as tune_bundle
 from obclip.edge.verified import verify_all
+from obclip.edge.tuning import untune as forget_tuned
 
 
 def export(
@@ -135,7 +137,10 @@ def bench(
     tune: Annotated[
         bool, typer.Option("--tune", help="Find and keep threads, spinning and arena for this bundle here, first.")
     ] = False,
-    plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a chart (.png, .svg).")] = None,
+    untune: Annotated[
+        bool, typer.Option("--untune", help="Forget what --tune kept for this bundle here, first.")
+    ] = False,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="Write a chart (.png, .svg, .pdf).")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on this device: each part, and the job from step k on, texts and decoding included."""
@@ -143,13 +148,12 @@ def bench(
         check_writable(plot_path)
         require_plotting()
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
-    if tune:
-        found = _tune(bundle, run_as)
-        if not as_json:
-            console().print("  ".join(f"{name}: {s * 1000:.1f} ms" for name, s in found.pass_s.items()))
-            console().print(
-                f"kept: threads {found.threads or 'as it comes'}, spinning {found.spinning}, arena {found.arena}"
-            )
+    if untune:
+        count = forget_tuned(Manifest.read(find_bundle(bundle)))
+        say("what was tuned is forgotten" if count else "nothing was tuned here")
+    found = _tune(bundle, run_as) if tune else None
+    if found is not None and not as_json:
+        _show_tuned(found)
     with progress(as_json) as tell:
         settings = load_pair(pair)
         report = run_bench(
@@ -157,7 +161,7 @@ def bench(
             saving=saving_asked(settings, HYBRID, whole_every, guided_share), **run_as,
         )  # fmt: skip
     if as_json:
-        emit(report.to_dict())
+        emit(report.to_dict() | ({} if found is None else {"tuned": asdict(found)}))
     else:
         _show_bench(report)
     if plot_path is not None:
@@ -177,6 +181,13 @@ def _tune(source: str, run_as: dict[str, Any]) -> Tuned:
 
 
 def _show_bench(report: Report) -> None:
+def _show_tuned(found: Tuned) -> None:
+    out = console()
+    out.print("  ".join(f"{name}: {s * 1000:.2f} ms" for name, s in found.pass_s.items()))
+    kept = ", ".join(found.told()) or "as it comes: no setting gained"
+    out.print(f"kept: {kept} (without a change medians differ by {found.spread:.0%})")
+
+
     out = console()
     m, s = report.machine, report.settings
     out.print(
@@ -286,7 +297,7 @@ def _quantised(manifest: Manifest) -> Table | None:
     table = Table("quantised", "layers", "in float", "PSNR dB", "text", "tried: in float, dB, text")
     for g in manifest.variants:
         v = g.verification
-        if "quantised_layers" in v:
+        if v.keys() >= {"quantised_layers", "float_layers", "psnr_db", "conditioning"}:
             tried = "; ".join(
                 f"{t['float_layers']}, {t['psnr_db']:.1f}, {t['conditioning']:.3f}" for t in v.get("tries", ())
             )
