@@ -135,6 +135,40 @@ def test_finishing_again_neither_asks_nor_warns_about_sending(
     assert (code, warned) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--out same.png --save-latents ./same.png", "--out and --save-latents are one file"),
+        ("--out same.png --preview same.png", "--out and --preview are one file"),
+        ("--out a.png --preview same.png --save-latents same.png", "--preview and --save-latents are one file"),
+        ("--out same.png --from-latents same.png", "--out and --from-latents are one file"),
+        ("--out a.jpg", "ends in .png"),
+        ("--out a.png --preview b.webp", "ends in .png"),
+        ("--out a", "ends in .png"),
+    ],
+)
+def test_files_that_would_be_lost_or_misnamed_are_refused_before_anything_is_sent(
+    run, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, part: str
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run("generate", PROMPT, "--bundle", bundle_folder, "--cloud", "http://127.0.0.1:9", *words.split())
+    assert (code, part in error) == (2, True), error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_shows_what_kept_latents_answer_and_none_of_the_prompts(run, saved, tmp_path: Path):
+    path, _ = saved
+    code, said, _ = run("inspect", path, "--json")
+    shown = json.loads(said)
+    assert (code, shown["pair"], shown["seed"], shown["candidates"]) == (0, "emoji", 3, 2)
+    assert (shown["step"], shown["handoff"], shown["steps"]) == (3, 3, 8)
+    code, said, _ = run("inspect", path)
+    assert (code, "seed: 3\n" in said, "cook" in said) == (0, True, False)
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
+    code, _, error = run("inspect", tmp_path / "cut")
+    assert (code, "holds no latents" in error) == (2, True)
+
+
 @pytest.mark.parametrize("damage", ["absent", "text", "cut", "no request", "not finite", "one row less"])
 def test_a_file_that_holds_no_good_latents_is_refused(saved, tmp_path: Path, damage: str):
     path, bad = saved[0], tmp_path / "bad"
@@ -171,7 +205,7 @@ def test_previews_are_close_to_what_the_decoder_draws():
 
 def test_a_preview_is_written_at_the_steps_asked_for(bundle: Bundle, saved, tmp_path: Path):
     seen, path = [], tmp_path / "p.png"
-    write = preview_to(path, bundle.manifest, 2)
+    write = preview_to(path, bundle.manifest, 2, {"seed": 3})
 
     def watch(done: int, clean: np.ndarray) -> None:
         path.unlink(missing_ok=True)
@@ -183,6 +217,18 @@ def test_a_preview_is_written_at_the_steps_asked_for(bundle: Bundle, saved, tmp_
 
     resume(PROMPT, Received.load(saved[0]), bundle=bundle, watch=watch)
     assert seen == [4, 6, 8]
+    assert read_metadata(path) == {"step": 8, "preview": True, "seed": 3}
+
+
+def test_a_preview_says_the_pair_and_the_seed_that_was_drawn(run, saved, bundle_folder: Path, tmp_path: Path):
+    shown = tmp_path / "p.png"
+    words = ["generate", PROMPT, "--bundle", bundle_folder, "--out", tmp_path / "a.png", "--preview", shown, "--json"]
+    code, said, _ = run(*words, "--mode", "device", "--steps", "2")
+    assert (code, read_metadata(shown)) == (
+        0, {"pair": "emoji", "seed": json.loads(said)["seed"], "step": 2, "preview": True}
+    )  # fmt: skip
+    assert run(*words, "--from-latents", saved[0])[0] == 0
+    assert read_metadata(shown)["seed"] == 3
 
 
 def test_previews_that_cannot_be_made_are_refused(bundle: Bundle, tmp_path: Path):

@@ -30,6 +30,12 @@ def save_png(path: Path, picture: Picture, metadata: dict[str, Any]) -> None:
     atomic_write_bytes(path, buffer.getvalue())
 
 
+def check_png(path: Path) -> None:
+    """InputError unless the name is a PNG's, which is what is written under any name."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} would hold a PNG; give it a name that ends in .png")
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """What `save_png` wrote. InputError if the file is no PNG of ours."""
     try:

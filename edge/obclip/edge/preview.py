@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,11 @@ def preview(manifest: Manifest, latents: NDArray[np.float32]) -> NDArray[np.uint
     return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
 
 
-def preview_to(path: Path, manifest: Manifest, every: int) -> Watch:
-    """Writes a PNG at every so many steps, each whole or not at all. InputError: every below 1, or no map."""
+def preview_to(path: Path, manifest: Manifest, every: int, about: dict[str, Any] | None = None) -> Watch:
+    """Writes a PNG at every so many steps, each whole or not at all. InputError: every below 1, or no map.
+
+    about: what its metadata say beside the step.
+    """
     if every < 1:
         raise InputError(f"previews every {every} steps; it must be 1 or more")
     c, h, w = manifest.latent_channels, manifest.height, manifest.width
@@ -37,7 +41,7 @@ def preview_to(path: Path, manifest: Manifest, every: int) -> Watch:
     def watch(done: int, clean: NDArray[np.float32]) -> None:
         nonlocal count
         if count % every == 0:
-            save_png(path, preview(manifest, clean), {"step": done, "preview": True})
+            save_png(path, preview(manifest, clean), {**(about or {}), "step": done, "preview": True})
         count += 1
 
     return watch

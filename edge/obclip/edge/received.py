@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from obclip.core.errors import InputError, ObclipError
 from obclip.core.files import atomic_write_bytes
+from obclip.core.pairs import load_pair, shipped_pairs
 from obclip.core.wire import PROTOCOL, Request, Response
 
 
@@ -55,6 +57,32 @@ class Received:
             return cls(request, Response.decode(body, request, (shape[1], shape[2], shape[3])))
         except ObclipError as error:
             raise InputError(f"{path} is damaged: {error}") from error
+
+    def about(self) -> dict[str, Any]:
+        """What was asked for, in numbers and names. No text: behind mode "hybrid" the one candidate is the prompt."""
+        r = self.request
+        names = {load_pair(name).digest: name for name in shipped_pairs()}
+        return {
+            "latents": list(self.response.latents.shape),
+            "step": self.response.step,
+            "candidates": len(r.candidates),
+            "pair": names.get(r.pair, r.pair),
+            "seed": r.seed,
+            "steps": r.steps,
+            "handoff": r.handoff,
+            "guidance": r.guidance,
+            "solver": r.solver,
+            "cloud_model": self.response.model,
+        }
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins as one: eight bytes of length, then JSON. Whether it is whole, `Received.load` says."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError:
+        return False
 
 
 def differences(one: Request, other: Request) -> list[str]:

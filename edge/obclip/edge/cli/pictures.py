@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from obclip.core.errors import InputError
 from obclip.core.files import check_writable
+from obclip.core.noise import draw_seed
 from obclip.core.pairs import load_pair
 from obclip.edge.bundle import Bundle
 from obclip.edge.cli.output import (
@@ -47,7 +49,7 @@ from obclip.edge.client import Client
 from obclip.edge.demo import PROMPT, local_cloud, run_demo
 from obclip.edge.generate import Result, prepare, resume
 from obclip.edge.generate import generate as generate_picture
-from obclip.edge.image import save_png
+from obclip.edge.image import check_png, save_png
 from obclip.edge.modes import DEVICE, OBLIVIOUS, check_mode
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
@@ -66,8 +68,8 @@ def demo(
 ) -> None:
     """Draw one private picture with a cloud process on this machine, and a sheet that shows each stage."""
     started = time.perf_counter()
-    check_writable(out)
     sheet_path = out.with_name(out.stem + "_sheet.png")
+    _check_files({"--out": out, "the sheet": sheet_path}, {})
     bundle = Bundle.open("emoji", threads=threads)
     job = prepare(prompt, bundle, seed=seed)
     if not as_json:
@@ -142,16 +144,18 @@ def generate(
         raise InputError(f"--mode {mode} makes no candidates; leave out what is said about them")
     if from_latents is not None and save_latents is not None:
         raise InputError("--from-latents sends nothing, so there is nothing for --save-latents to keep; leave it out")
+    _check_files({"--out": out, "--preview": preview}, {"--save-latents": save_latents, "--from-latents": from_latents})
+    received = None if from_latents is None else Received.load(from_latents)
+    if seed is None:
+        seed = draw_seed() if received is None else received.request.seed
     marked, history = mark(prompt, options.protect), history_path()
-    if mode == OBLIVIOUS and from_latents is None:
+    if mode == OBLIVIOUS and received is None:
         for note in changed_marks(marked, history):
             _warn(note)
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
     opened = Bundle.open(bundle or pair, note=say, **run_as)
-    for path in (out, preview, save_latents):
-        if path is not None:
-            check_writable(path)
-    watch = None if preview is None else preview_to(preview, opened.manifest, preview_every)
+    about = {"pair": settings.name, "seed": seed}
+    watch = None if preview is None else preview_to(preview, opened.manifest, preview_every, about)
     wanted: dict[str, Any] = dict(
         bundle=opened, pair=settings, policy=policy, seed=seed, negative_prompt=negative or None, steps=steps,
         handoff=handoff, guidance=guidance, solver=solver, allow_public=allow_public, options=options,
@@ -163,8 +167,8 @@ def generate(
             remember_marks(marked, history)
 
     with progress(as_json) as tell:
-        if from_latents is not None:
-            result = resume(prompt, Received.load(from_latents), progress=tell, **wanted)
+        if received is not None:
+            result = resume(prompt, received, progress=tell, **wanted)
             note_marks()
         elif mode == DEVICE:
             wanted["negative_prompt"] = negative
@@ -177,6 +181,20 @@ def generate(
                 )
     result.save(out, with_prompt=save_prompt)
     _report(result, out, as_json, {})
+
+
+def _check_files(pictures: dict[str, Path | None], others: dict[str, Path | None]) -> None:
+    """By option. RunError or InputError unless each can be written, is no other's, and a picture is called .png."""
+    taken: dict[str, str] = {}
+    for option, path in (pictures | others).items():
+        if path is None:
+            continue
+        check_writable(path)
+        if option in pictures:
+            check_png(path)
+        other = taken.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise InputError(f"{other} and {option} are one file, {path}; name another for either")
 
 
 def _warn(note: str) -> None:

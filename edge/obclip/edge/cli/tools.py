@@ -41,6 +41,7 @@ from obclip.edge.doctor import examine
 from obclip.edge.image import read_metadata
 from obclip.edge.modes import HYBRID
 from obclip.edge.providers.base import Opening
+from obclip.edge.received import Received, is_safetensors
 from obclip.edge.tuning import Tuned
 from obclip.edge.tuning import tune as tune_bundle
 from obclip.edge.verified import verify_all
@@ -213,17 +214,17 @@ def _show_tuned(found: Tuned) -> None:
 
 
 def inspect(
-    what: Annotated[str, typer.Argument(help="A bundle folder, a pair's name, or a picture that obclip wrote.")],
+    what: Annotated[str, typer.Argument(help="A bundle folder, a pair's name, or a picture or latents of obclip's.")],
     as_json: Json = False,
 ) -> None:
-    """Show what a bundle or a picture says about itself; a bundle's files are checked."""
+    """Show what a bundle, a picture or kept latents say about themselves; a bundle's files are checked."""
     path = find_bundle(what) if what in shipped_pairs() else Path(what)
     if path.is_dir():
         manifest = Manifest.read(path)
         verify_all(path, manifest, say)
         _show_manifest(manifest, path, as_json)
     elif path.is_file():
-        metadata = read_metadata(path)
+        metadata = Received.load(path).about() if is_safetensors(path) else read_metadata(path)
         if as_json:
             emit(metadata)
         else:
