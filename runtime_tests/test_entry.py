@@ -1,0 +1,30 @@
+"""The script's entry: what happens before the command line is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+_INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+
+
+def test_an_interrupt_while_modules_are_imported_is_130_and_no_traceback(tmp_path: Path):
+    (tmp_path / "typer.py").write_text(_INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "obclip", "--version"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "obclip", "--version"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout.strip()
+
+
+def test_the_script_runs_the_entry():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"obclip": "obclip.__main__:main"}
