@@ -245,6 +245,16 @@ def test_candidates_for_people_mark_the_real_one(run):
     assert "hidden: gender (woman)" in said
 
 
+def test_audit_and_candidates_say_what_generate_does(run, bundle_folder: Path):
+    refused = "generate refuses this prompt, in which nothing is hidden; with --allow-public it leaves as it is"
+    for command in ("audit", "candidates"):
+        assert refused in " ".join(run(command, "a red apple")[1].split())
+        assert "2 prompts leave the device" in " ".join(run(command, "a woman")[1].split())
+    words = ("generate", "a red apple", "--cloud", "http://127.0.0.1:1", "--bundle", bundle_folder)
+    assert run(*words)[0] == 6
+    assert run(*words, "--allow-public")[0] == 4
+
+
 def test_audit_compares_requests(run):
     code, said, _ = run("audit", "a woman firefighter with dark skin tone", "--json")
     report = json.loads(said)

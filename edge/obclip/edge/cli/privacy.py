@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -77,8 +78,8 @@ def _as_dict(prompt: str, found: CandidateSet) -> dict[str, Any]:
 def show_candidates(found: CandidateSet) -> None:
     out = console()
     n = len(found.prompts)
-    title = f"{n} prompts leave the device; the mark does not" if n > 1 else "this prompt leaves as it is, if at all"
-    table = Table("", "candidate", title=title)
+    title = _leaving(n, found.attributes)
+    table = Table("", "candidate", title=f"{title}; the mark does not" if n > 1 else title)
     for i, text in enumerate(found.prompts):
         table.add_row("*" if i == found.index else "", Text(text))
     out.print(table)
@@ -88,6 +89,13 @@ def show_candidates(found: CandidateSet) -> None:
         out.print(f"public: {note}")
     for word in found.unsent:
         out.print(f"not sent: {word} (the policy has no value for it; this device keeps it)")
+
+
+def _leaving(count: int, hidden: Collection[str]) -> str:
+    """What `generate` does with such a set."""
+    if not hidden:
+        return "generate refuses this prompt, in which nothing is hidden; with --allow-public it leaves as it is"
+    return f"{count} prompts leave the device" if count > 1 else "1 prompt leaves the device"
 
 
 def audit(
@@ -125,7 +133,7 @@ def audit(
         return
     out = console()
     n = report.candidates
-    out.print(f"{n} prompts leave the device, all making the same request byte for byte:")
+    out.print(_leaving(n, report.hidden) + (", all making the same request byte for byte:" if n > 1 else ":"))
     for text in report.prompts:
         out.print(f"  {text}")
     out.print(f"hidden: {', '.join(report.hidden) or 'nothing'}")
