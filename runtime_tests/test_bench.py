@@ -62,7 +62,10 @@ def test_bench_refuses_jobs_that_are_none(run, bundle_folder: Path, tmp_path: Pa
         (["--handoff", "100"], "handoff"),
         (["--handoff", "0"], "handoff"),
         (["--pair", "sd14"], "--pair"),
-        (["--plot", str(tmp_path)], "folder"),
+        (["--plot", str(tmp_path)], ".png"),
+        (["--plot", str(tmp_path / "chart.foo")], "name a file that ends in .png, .svg, .pdf"),
+        (["--guided-share", "1.5"], "--guided-share) is 1.5; wanted 0 to 1"),
+        (["--whole-every", "0"], "--whole-every) is 0; wanted 1 or more"),
     ):
         code, _, error = run("bench", bundle_folder, *words)
         assert (code in (1, 2), part in error) == (True, True), error

@@ -91,7 +91,7 @@ def test_nothing_is_left_out_where_nothing_is_said():
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"guided_share": 1.1}, {"guided_share": -0.1}])
 def test_savings_that_are_none(wrong: dict[str, float]):
-    with pytest.raises(InputError, match="wanted 1 or more, and 0 to 1"):
+    with pytest.raises(InputError, match=r"--(whole-every|guided-share)\) is .*wanted"):
         Saving(**wrong)  # type: ignore[arg-type]
 
 

@@ -24,6 +24,7 @@ from obclip.edge.steps import Saving
 
 _RUNS, _FEWEST, _ROW_S = 20, 3, 60.0
 PARTS = ("text_encoder", "unet", "vae_decoder")
+CHARTS = (".png", ".svg", ".pdf")
 _PROMPT = "a portrait"
 
 
@@ -181,15 +182,17 @@ def _measure(name: str, call: Callable[[], Any], runs: int | None, warmup: int, 
     return Timing(name, len(seconds), statistics.median(seconds), p90, seconds[0])
 
 
-def require_plotting() -> None:
-    """ModelMissingError if matplotlib is not installed."""
+def require_plotting(path: Path) -> None:
+    """InputError if no chart can be written under that name, ModelMissingError if matplotlib is not installed."""
+    if path.suffix.lower() not in CHARTS:
+        raise InputError(f"--plot is {path}; name a file that ends in {', '.join(CHARTS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ModelMissingError("a plot needs matplotlib: pip install 'obclip[plot]'")
 
 
 def plot(report: Report, path: Path) -> None:
-    """A bar chart of the medians. ModelMissingError if matplotlib is not installed."""
-    require_plotting()
+    """A bar chart of the medians. InputError and ModelMissingError as `require_plotting`."""
+    require_plotting(path)
     import matplotlib
 
     matplotlib.use("Agg")

@@ -33,8 +33,10 @@ class Saving:
     guided_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0 <= self.guided_share <= 1:
-            raise InputError(f"every is {self.every}, guided_share {self.guided_share}; wanted 1 or more, and 0 to 1")
+        if self.every < 1:
+            raise InputError(f"every (--whole-every) is {self.every}; wanted 1 or more")
+        if not 0 <= self.guided_share <= 1:
+            raise InputError(f"guided_share (--guided-share) is {self.guided_share}; wanted 0 to 1")
 
     def __str__(self) -> str:
         """As `generate` names it: "plain", or what is saved."""

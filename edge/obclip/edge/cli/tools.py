@@ -146,8 +146,8 @@ def bench(
 ) -> None:
     """Measure a bundle on this device: each part, and the job from step k on, texts and decoding included."""
     if plot_path is not None:
+        require_plotting(plot_path)
         check_writable(plot_path)
-        require_plotting()
     run_as = session_options(provider, threads, precision, decoder, strict, memory_limit, lean, no_cache)
     if untune:
         count = forget_tuned(Manifest.read(find_bundle(bundle)))
