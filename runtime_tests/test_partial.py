@@ -17,7 +17,7 @@ from obclip.core.errors import RunError
 from obclip.core.manifest import Component
 from obclip.export import Calibration, precisions
 from obclip.export import partial as partial_module
-from obclip.export.graphs.shared_data import SharedData
+from obclip.export.external import SharedData
 from obclip.export.partial import Partial, Record
 from obclip.export.quantise import quantise
 from obclip.export.quantise.measured import Measured

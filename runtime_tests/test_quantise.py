@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from obclip.core.errors import InputError, VerificationError
 from obclip.edge.providers.base import Opening
 from obclip.edge.providers.openvino_runtime import OpenVinoProvider
-from obclip.export.graphs.shared_data import SharedData
+from obclip.export.external import SharedData
 from obclip.export.quantise import quantise
 from obclip.export.quantise.graph import groups, layers, load_graph
 from obclip.export.quantise.qdq import channel_scales, quantise_weight, tensors_to_range

@@ -99,7 +99,7 @@ def _load_text(kind: Any, folder: Path) -> Any:
         raise ModelMissingError(f"{folder} has damaged weights ({error}); download it again") from error
 
 
-def _random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+def random_tensor(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -140,16 +140,16 @@ def _unet_part(model: UNet2DConditionModel, s: Shapes) -> Part:
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
         h, w = int(s.height * scale), int(s.width * scale)
         made = {
-            "sample": _random((batch, s.channels, h, w), seed),
+            "sample": random_tensor((batch, s.channels, h, w), seed),
             "timestep": torch.tensor(float((37 + 331 * seed) % 1000)),
-            "encoder_hidden_states": _random((batch, s.tokens, s.text_width), seed + 1),
+            "encoder_hidden_states": random_tensor((batch, s.tokens, s.text_width), seed + 1),
         }
         if s.pooled:
             size = (float(h * s.downscale), float(w * s.downscale))
-            made["text_embeds"] = _random((batch, s.pooled), seed + 2)
+            made["text_embeds"] = random_tensor((batch, s.pooled), seed + 2)
             made["time_ids"] = torch.tensor([[*size, 0.0, 0.0, *size]]).repeat(batch, 1)
         if s.guidance:
-            made["timestep_cond"] = _random((batch, s.guidance), seed + 3)
+            made["timestep_cond"] = random_tensor((batch, s.guidance), seed + 3)
         return made
 
     dynamic = {
@@ -168,7 +168,7 @@ def _unet_part(model: UNet2DConditionModel, s: Shapes) -> Part:
 def _decoder_part(model: Vae, s: Shapes, factor: float = 1.0) -> Part:
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
         shape = (batch, s.channels, int(s.height * scale), int(s.width * scale))
-        return {"latent_sample": _random(shape, seed) / factor}
+        return {"latent_sample": random_tensor(shape, seed) / factor}
 
     dynamic = {"latent_sample": {0: "batch_size", 2: "latent_height", 3: "latent_width"}}
     free = {0: "batch_size", 2: f"latent_height * {s.downscale}", 3: f"latent_width * {s.downscale}"}
@@ -181,7 +181,7 @@ def _encoder_part(model: Vae, s: Shapes) -> Part:
     def inputs(batch: int, scale: float, seed: int) -> Inputs:
         # whole multiples of the VAE's downscaling, as its strided convolutions want
         size = (int(s.height * scale) * s.downscale, int(s.width * scale) * s.downscale)
-        return {"sample": _random((batch, 3, *size), seed).clamp(-1, 1)}
+        return {"sample": random_tensor((batch, 3, *size), seed).clamp(-1, 1)}
 
     output = "latent_sample" if isinstance(model, AutoencoderTiny) else "latent_parameters"
     dynamic = {"sample": {0: "batch_size", 2: "sample_height", 3: "sample_width"}}

@@ -19,7 +19,7 @@ from obclip.export.external import EXTERNAL_ABOVE_BYTES, save_model
 OPSET = 20  # the newest that mobile providers read whole: GroupNormalization and Attention arrive after it
 _HALVE_FROM_ELEMENTS = 256
 
-__all__ = ["EXTERNAL_ABOVE_BYTES", "OPSET", "export_onnx"]
+__all__ = ["EXTERNAL_ABOVE_BYTES", "OPSET", "export_onnx", "forget_traces", "quiet", "store_weights_as_half"]
 
 
 def export_onnx(part: Part, path: Path, weights: str, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> None:
@@ -30,14 +30,14 @@ def export_onnx(part: Part, path: Path, weights: str, external_above_bytes: int 
     """
     model = trace(part)
     if weights == "fp16":
-        _store_weights_as_half(model)
+        store_weights_as_half(model)
     save_model(model, path, external_above_bytes)
 
 
 def trace(part: Part) -> ir.Model:
     """`part` as a graph whose initializers are still the module's own tensors."""
     example = part.inputs(2, 1.0, 0)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             part.module,
             (),
@@ -86,7 +86,7 @@ def _name_axes(model: ir.Model, part: Part) -> None:
                 value.shape[axis] = ir.SymbolicDim(name)
 
 
-def _store_weights_as_half(model: ir.Model) -> None:
+def store_weights_as_half(model: ir.Model) -> None:
     graph = model.graph
     casts = []
     for name, value in list(graph.initializers.items()):
@@ -111,7 +111,7 @@ def _store_weights_as_half(model: ir.Model) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter reports progress on stdout and warns about its own internals; errors still come through."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ Float32 = NDArray[np.float32]
 _SAMPLES, _SIDE = 12, 16
 
 
-def fit_preview(decoder: Path, channels: int, scale: float, trajectories: Sequence[Float32] = ()) -> dict[str, Any]:
+def fit_preview(decoder: Path, channels: int, scale: float) -> dict[str, Any]:
     """By least squares of the decoder's pictures, averaged over each latent's pixels, on latents; with a constant.
 
     Returns `map`, [3][channels + 1]: red, green and blue in -1..1 of latents as the UNet has them (before they are
-    divided by `scale`) and 1; and `explains`, the share of the pictures' variance that it gets right. trajectories:
-    finished latents [channels, h, w] to fit on; without them, smooth ones drawn at random.
+    divided by `scale`) and 1; and `explains`, the share of the pictures' variance that it gets right. Latents are
+    smooth ones, drawn at random.
     """
     session = find("cpu").open(decoder, Opening())
     rows, colours = [], []
-    for latents in trajectories or _drawn(channels):
+    for latents in _drawn(channels):
         picture = session.run(latent_sample=latents[None] / np.float32(scale))["sample"][0]
         side = picture.shape[1] // latents.shape[1]
         blocks = picture.reshape(3, latents.shape[1], side, latents.shape[2], side).mean(axis=(2, 4))

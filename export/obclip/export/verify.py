@@ -14,9 +14,9 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from obclip.core.cores import session_threads
 from obclip.core.errors import VerificationError
 from obclip.export.components import Inputs, Part
+from obclip.export.sessions import cpu_session
 
 # PSNR in dB below which an export fails. float16 weights round at 2^-11: what they do alone is near 60 to 70 dB.
 FLOORS_DB = {"fp32": 80.0, "fp16": 45.0}
@@ -84,11 +84,6 @@ def check(reference: Reference, path: Path, weights: str, floor_db: float | None
     return found
 
 
-def verify_part(part: Part, path: Path, weights: str, floor_db: float | None = None) -> dict[str, Any]:
-    """`check` against `reference(part)`, where memory for both at once is no matter."""
-    return check(reference(part), path, weights, floor_db)
-
-
 def compare(part: str, names: tuple[str, ...], case: Case, session: ort.InferenceSession) -> dict[str, float]:
     outputs = session.run(list(names), case.inputs)
     pairs = [(r.astype(np.float64), o.astype(np.float64)) for r, o in zip(case.outputs, outputs, strict=True)]
@@ -130,12 +125,8 @@ def _run(part: Part, inputs: Inputs, seed: int) -> Case:
 
 
 def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = session_threads()
     data = path.with_name(path.name + "_data")
     if data.is_file() and data.stat().st_size > _MAP_ABOVE_BYTES:
         # Large weights stay mapped from their file: slower, at a third of the memory
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return cpu_session(path, arena=False, settings={"session.disable_prepacking": "1"})
+    return cpu_session(path)

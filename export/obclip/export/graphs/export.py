@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from obclip.core.cores import session_threads
 from obclip.core.errors import InputError, VerificationError
 from obclip.core.manifest import Variant
-from obclip.export.external import EXTERNAL_ABOVE_BYTES
+from obclip.export.components import random_tensor
+from obclip.export.external import EXTERNAL_ABOVE_BYTES, SharedData
 from obclip.export.graphs.attention import for_target
-from obclip.export.graphs.shared_data import SharedData
 from obclip.export.graphs.unet import Layers, PassGraph, TextGraph, TimeGraph
-from obclip.export.onnx_export import OPSET, _quiet, _store_weights_as_half, forget_traces
+from obclip.export.onnx_export import OPSET, forget_traces, quiet, store_weights_as_half
+from obclip.export.sessions import cpu_session
+from obclip.export.shapes import TIME_IDS
 from obclip.export.verify import FLOORS_DB, psnr_db
 
 TARGETS = ("cpu", "openvino", "any")  # any: attention as plain products, for providers' own rewrites
@@ -108,12 +108,12 @@ def export_device_graphs(
         given = _given(time, text)
         for target in targets:
             attend = for_target(target, TARGETS)
-            sample = _random((1, unet.config.in_channels, height, width), 3)
+            sample = random_tensor((1, unet.config.in_channels, height, width), 3)
             for part, keep in ((None, (depth,)), (depth, ())):
                 graph = _pass_graph(PassGraph(layers, attend, part, keep), sample, given, depth)
                 found.append(_write(graph, target, folder, data, weights, verify))
                 if part is None:
-                    given["features"] = _random(graph.shapes()[1], 7)
+                    given["features"] = random_tensor(graph.shapes()[1], 7)
     return tuple(found)
 
 
@@ -121,16 +121,19 @@ def _time_graph(layers: Layers) -> _Graph:
     module, config = TimeGraph(layers), layers.unet.config
     inputs = {"timestep": torch.tensor(_TIMESTEPS[:_STEPS])}
     if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs |= {"text_embeds": _random((1, pooled), 4), "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]])}
+        pooled = config.projection_class_embeddings_input_dim - TIME_IDS * config.addition_time_embed_dim
+        inputs |= {
+            "text_embeds": random_tensor((1, pooled), 4),
+            "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]]),
+        }
     if config.time_cond_proj_dim is not None:
-        inputs["timestep_cond"] = _random((1, config.time_cond_proj_dim), 5)
+        inputs["timestep_cond"] = random_tensor((1, config.time_cond_proj_dim), 5)
     return _Graph("time", module, inputs, module.outputs, {"timestep": {0: "steps"}}, {})
 
 
 def _text_graph(layers: Layers, tokens: int) -> _Graph:
     module = TextGraph(layers)
-    inputs = {"encoder_hidden_states": _random((1, tokens, layers.unet.config.cross_attention_dim), 6)}
+    inputs = {"encoder_hidden_states": random_tensor((1, tokens, layers.unet.config.cross_attention_dim), 6)}
     return _Graph("text", module, inputs, module.outputs, {}, {})
 
 
@@ -152,7 +155,7 @@ def _write(graph: _Graph, target: str, folder: Path, data: SharedData | None, we
     path = folder / f"{target}_fp32_{graph.role}.onnx"
     model = _trace(graph)
     if weights == "fp16":
-        _store_weights_as_half(model)
+        store_weights_as_half(model)
     if data is None:
         ir.save(model, path)
     else:
@@ -173,7 +176,7 @@ def _write(graph: _Graph, target: str, folder: Path, data: SharedData | None, we
 def _trace(graph: _Graph) -> ir.Model:
     axes = {name: {axis: torch.export.Dim.DYNAMIC for axis in graph.free.get(name, {})} for name in graph.inputs}
     by_place = isinstance(graph.module, _Positional)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             graph.module, tuple(graph.inputs.values()) if by_place else (), kwargs=None if by_place else graph.inputs,
             dynamo=True, opset_version=OPSET, input_names=list(graph.inputs), output_names=graph.outputs,
@@ -194,10 +197,7 @@ def _shape(value: ir.Value) -> list[int | str]:
 
 def _verify(graph: _Graph, path: Path, floor_db: float) -> dict[str, Any]:
     """PSNR in dB of the worst output, against PyTorch on the example."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = session_threads()
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     found: list[NDArray[Any]] = session.run(graph.outputs, {n: v.numpy() for n, v in graph.inputs.items()})
     wanted = [value.numpy() for value in graph.run()]
     psnr = min(psnr_db(w.astype(np.float64), f.astype(np.float64)) for w, f in zip(wanted, found, strict=True))
@@ -206,7 +206,3 @@ def _verify(graph: _Graph, path: Path, floor_db: float) -> dict[str, Any]:
             f"{path.name}: {psnr:.1f} dB from PyTorch, wanted {floor_db:.0f} or more; nothing is kept"
         )
     return {"psnr_db": round(psnr, 2), "floor_db": floor_db}
-
-
-def _random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

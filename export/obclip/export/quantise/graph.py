@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from obclip.core.cores import session_threads
 from obclip.core.errors import InputError
+from obclip.export.sessions import cpu_session
 
 Feed = dict[str, NDArray[Any]]
 Item = TypeVar("Item")
@@ -126,16 +126,10 @@ def drop_unused(model: ir.Model) -> None:
 
 def session(model: ir.Model | Path, folder: Path | None = None) -> ort.InferenceSession:
     """On the CPU. folder: where the external data of a model in memory lies."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = session_threads()
     if isinstance(model, Path):
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    data = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return cpu_session(model)
+    settings = {} if folder is None else {"session.model_external_initializers_file_folder_path": str(folder)}
+    return cpu_session(ir.to_proto(model).SerializeToString(), arena=False, settings=settings)
 
 
 def run(sess: Session, feed: Feed, wanted: Sequence[str] | None = None) -> Feed:

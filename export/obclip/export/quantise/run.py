@@ -11,8 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from obclip.core.errors import InputError
-from obclip.export.external import EXTERNAL_ABOVE_BYTES
-from obclip.export.graphs.shared_data import SharedData
+from obclip.export.external import EXTERNAL_ABOVE_BYTES, SharedData
 from obclip.export.quantise import qdq, weights_only
 from obclip.export.quantise.graph import Feed, every, layers, load_graph
 from obclip.export.quantise.half import half_model

@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from obclip.core.errors import InputError
-from obclip.export.external import EXTERNAL_ABOVE_BYTES, INLINE_BELOW_BYTES
-from obclip.export.graphs.shared_data import SharedData
+from obclip.export.external import EXTERNAL_ABOVE_BYTES, INLINE_BELOW_BYTES, SharedData
 
 
 def new_bytes(model: ir.Model, path: Path) -> int:

@@ -16,8 +16,7 @@ from obclip.core.errors import InputError, VerificationError
 from obclip.core.manifest import Variant
 from obclip.core.pairs import Pair
 from obclip.core.schedule import Schedule
-from obclip.export.external import EXTERNAL_ABOVE_BYTES
-from obclip.export.graphs.shared_data import SharedData
+from obclip.export.external import EXTERNAL_ABOVE_BYTES, SharedData
 from obclip.export.quantise.graph import Feed, every, layers, load_graph
 from obclip.export.quantise.measured import Measured
 from obclip.export.quantise.qdq import tensors_to_range
