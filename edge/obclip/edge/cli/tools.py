@@ -44,8 +44,8 @@ from obclip.edge.providers.base import Opening
 from obclip.edge.received import Received, is_safetensors
 from obclip.edge.tuning import Tuned
 from obclip.edge.tuning import tune as tune_bundle
-from obclip.edge.verified import verify_all
 from obclip.edge.tuning import untune as forget_tuned
+from obclip.edge.verified import verify_all
 
 
 def export(
@@ -181,7 +181,6 @@ def _tune(source: str, run_as: dict[str, Any]) -> Tuned:
     )
 
 
-def _show_bench(report: Report) -> None:
 def _show_tuned(found: Tuned) -> None:
     out = console()
     out.print("  ".join(f"{name}: {s * 1000:.2f} ms" for name, s in found.pass_s.items()))
@@ -189,6 +188,7 @@ def _show_tuned(found: Tuned) -> None:
     out.print(f"kept: {kept} (without a change medians differ by {found.spread:.0%})")
 
 
+def _show_bench(report: Report) -> None:
     out = console()
     m, s = report.machine, report.settings
     out.print(
