@@ -160,6 +160,7 @@ DAMAGE = {
     "a UNet cut off": (f"unet/{ONE}", cut, "Unable to load"),
     "a UNet that lacks a weight": (f"unet/{ONE}", without_one, "lacks 1 weights"),
     "the configuration of another text encoder": ("text_encoder/config.json", emptied, "."),
+    "a tokenizer without a longest prompt": ("tokenizer/tokenizer_config.json", emptied, "no model_max_length"),
     "a tokenizer without words": ("tokenizer/vocab.json", emptied, "."),
 }
 

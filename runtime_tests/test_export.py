@@ -190,6 +190,13 @@ def truncate_unet(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def drop_the_longest_prompt(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    del values["model_max_length"]
+    path.write_text(json.dumps(values))
+
+
 def drop_a_text_weight(folder: Path) -> None:
     path = folder / "text_encoder" / "model.safetensors"
     weights = load_file(path)
@@ -204,6 +211,7 @@ def drop_a_text_weight(folder: Path) -> None:
         (lambda f: (f / "model_index.json").unlink(), ModelMissingError, "model_index"),
         (lambda f: shutil.rmtree(f / "vae"), ModelMissingError, "vae"),
         (truncate_unet, ModelMissingError, "unet"),
+        (drop_the_longest_prompt, ModelMissingError, "tokenizer_config.json has no model_max_length"),
         (drop_a_text_weight, ModelMissingError, "lacks 1 weights, text_model.embeddings.token_embedding.weight among"),
     ],
 )

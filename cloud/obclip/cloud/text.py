@@ -14,10 +14,17 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from obclip.core.errors import InputError
 
+_LONGEST_TOKENS = 1_000_000  # transformers has 1e30 where none is given
+
 
 def load_tokenizer(folder: Path) -> CLIPTokenizerFast:
-    """CLIP's tokenizer in Rust. It keeps no words of what it reads: its cache of them has no room."""
+    """CLIP's tokenizer in Rust. It keeps no words of what it reads: its cache of them has no room.
+
+    ValueError if it does not say how many tokens the model reads.
+    """
     tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+    if tokenizer.model_max_length > _LONGEST_TOKENS:
+        raise ValueError(f"{folder}/tokenizer_config.json has no model_max_length")
     tokenizer.backend_tokenizer.model._resize_cache(0)
     return tokenizer
 

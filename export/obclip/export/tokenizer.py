@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer, CLIPTokenizerFast
 
 from obclip.core.errors import ModelMissingError, VerificationError
 
+_LONGEST_TOKENS = 1_000_000  # transformers has 1e30 where none is given
 _PROBES = (
     "",
     "a portrait photo of a young woman with medium-dark skin tone",
@@ -29,6 +30,10 @@ def export_tokenizer(source: Path, out: Path) -> tuple[int, int]:
         fast = CLIPTokenizerFast.from_pretrained(source, from_slow=True)
     except (OSError, ValueError, TypeError) as error:
         raise ModelMissingError(f"{source} holds no CLIP tokenizer: {error}") from error
+    if slow.model_max_length > _LONGEST_TOKENS:
+        raise ModelMissingError(
+            f"{source}/tokenizer_config.json has no model_max_length; the text encoder's max_position_embeddings is it"
+        )
     out.mkdir(parents=True)
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt") and file.name != "tokenizer.json":
