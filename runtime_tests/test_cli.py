@@ -98,6 +98,7 @@ BAD_WORDS = {
     "unknown policy": (["generate", "a woman", "--policy", "nope"], 2, "nope"),
     "no threads": (["generate", "a woman", "--threads", "0"], 2, "threads"),
     "seed": (["generate", "a woman", "--seed", "-1"], 2, "seed"),
+    "no floor": (["export", "x", "y", "--picture-psnr", "openvino:33"], 2, "openvino=33,cpu=36"),
     "unknown option": (["generate", "a woman", "--sed", "1"], 2, "--sed"),
     "unknown command": (["paint"], 2, "paint"),
     "no prompt": (["generate"], 2, "prompt"),

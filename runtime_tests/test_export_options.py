@@ -15,7 +15,10 @@ import pytest
 
 import obclip.export.bundle as bundle_module
 from obclip.core.errors import InputError, ModelMissingError, ObclipError, RunError
+from obclip.core.manifest import Variant
 from obclip.export import Calibration, export_bundle
+from obclip.export.partial import Record
+from obclip.export.quantise.variants import Setting
 from obclip.export.shapes import shapes_of
 from obclip.export.sources import Source, open_source
 
@@ -28,6 +31,10 @@ WRONG: dict[str, tuple[type[ObclipError], dict[str, Any]]] = {
     "no decoder there": (ModelMissingError, {"tiny_decoder": Path("nowhere")}),
     "no large model there": (ModelMissingError, {"calibration": Calibration(large=Path("nowhere"))}),
     "nobody to judge": (InputError, {"calibration": Calibration(prompts=1)}),
+    "a floor for nobody": (
+        InputError,
+        {"targets": ("cpu",), "precisions": ("int8",), "calibration": Calibration(floor_db={"openvino": 33.0})},
+    ),
     "a precision that the targets do not run": (InputError, {"targets": ("cpu",), "precisions": ("w8a16",)}),
 }
 
@@ -50,6 +57,23 @@ def test_wrong_options_are_found_before_anything_is_done(small_folder: Path, tmp
         export_bundle(small_folder, tmp_path / "b", progress=lambda part, *_: told.append(part), **options)
     assert told == []
     assert not any(tmp_path.iterdir())
+
+
+def test_each_target_is_held_to_its_own_floor(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    held: list[tuple[str, float]] = []
+
+    def variants(setting: Setting, record: Record, precision: str, target: str, report: object) -> tuple[Variant, ...]:
+        held.append((target, setting.floor_db))
+        return ()
+
+    monkeypatch.setattr("obclip.export.precisions._variants", variants)
+    floors = Calibration(prompts=2, floor_db={"cpu": 36.0})
+    export_bundle(
+        small_folder, tmp_path / "b", targets=("openvino", "cpu"), precisions=("int8",), calibration=floors,
+        verify=False,
+    )  # fmt: skip
+    assert held == [("openvino", 30.0)] * 2 + [("cpu", 36.0)] * 2
+    assert Calibration(floor_db=33.0).floor_of("cpu") == 33.0
 
 
 def test_a_shallow_pass_deeper_than_the_unet_is_refused(small_folder: Path, tmp_path: Path):

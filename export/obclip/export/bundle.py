@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -282,6 +282,9 @@ def _check_options(
         raise InputError(f"depth is {depth} and merge {merge}; both must be 1 or more")
     if calibration is not None and calibration.prompts < 2:
         raise InputError("calibration takes at least two prompts, one to calibrate on and one to judge by")
+    floors = calibration.floor_db if calibration is not None else {}
+    if isinstance(floors, Mapping) and (others := sorted(set(floors) - {*(targets or ("any",)), "qnn"})):
+        raise InputError(f"a floor is given for {others[0]!r}, which is none of the targets ({', '.join(targets)})")
     needed = {
         "config.json": tiny_decoder,  # of an AutoencoderTiny
         "model_index.json": None if calibration is None else calibration.large,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,13 +26,18 @@ class Calibration:
     """pair: its solver, steps, k and guidance; by default 25 steps of DPM-Solver++ from k = 10 at 7.5.
 
     large: diffusers folder of the cloud's model, whose latents at step k the device goes on with; without it the
-    device's own model starts from noise. prompts: how many; a quarter of them judges. floor_db: of finished pictures.
+    device's own model starts from noise. prompts: how many; a quarter of them judges. floor_db: of finished pictures,
+    for all targets or for each: runtimes differ in what a layer loses, and in what a layer in float costs them.
     """
 
     pair: Pair | None = None
     large: Path | None = None
     prompts: int = 8
-    floor_db: float = FLOOR_DB
+    floor_db: float | Mapping[str, float] = FLOOR_DB
+
+    def floor_of(self, target: str) -> float:
+        """A target that the mapping does not name has the default."""
+        return self.floor_db.get(target, FLOOR_DB) if isinstance(self.floor_db, Mapping) else self.floor_db
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ def add_precisions(
             if (name, precision, target) in made:
                 continue
             record, started = by_name[name], time.perf_counter()
-            found = _variants(setting, record, precision, target, report)
+            held = replace(setting, floor_db=calibration.floor_of(target))
+            found = _variants(held, record, precision, target, report)
             report(name, f"{precision} for {target}", time.perf_counter() - started)
             by_name[name] = partial.finish(name, record.component, (*record.variants, *found))
     return [by_name[record.component.name] for record in records]
@@ -108,7 +114,7 @@ def _setting(partial: Partial, calibration: Calibration, wanted: Wanted, shapes:
         pair = replace(pair, height=height, width=width, latent_channels=shapes.channels)
     setting = prepare(
         pair, partial.folder, prompts.choose(pair.name, calibration.prompts), shapes.latent_scale,
-        large=calibration.large, floor_db=calibration.floor_db, external_above_bytes=wanted.external_above_bytes,
+        large=calibration.large, external_above_bytes=wanted.external_above_bytes,
         measured=partial.note("sensitivity"),
     )  # fmt: skip
     report("calibration", f"{calibration.prompts} trajectories", time.perf_counter() - started)

@@ -73,8 +73,12 @@ def export(
     ] = None,
     calibration_prompts: Annotated[int, typer.Option(help="Prompts that int8 is calibrated on and judged by.")] = 8,
     picture_psnr: Annotated[
-        float, typer.Option(help="Floor in dB for pictures at further precisions; more keeps more layers in float.")
-    ] = 30.0,
+        str,
+        typer.Option(
+            help="Floor in dB for pictures at further precisions; more keeps more layers in float. Or one for each "
+            "target: openvino=33,cpu=36."
+        ),
+    ] = "30",
     pair: Annotated[
         str | None, typer.Option(help="The pair whose steps and guidance calibration runs; by default 25 steps, k 10.")
     ] = None,
@@ -102,7 +106,7 @@ def export(
         pair=load_pair(pair) if pair is not None else None,
         large=calibrate_with,
         prompts=calibration_prompts,
-        floor_db=picture_psnr,
+        floor_db=_floors(picture_psnr),
     )
     manifest = export_bundle(
         source, out, weights=weights, height=height, width=width, force=force, min_psnr_db=min_psnr, progress=tell,
@@ -111,6 +115,17 @@ def export(
         verify=not no_verify, merge=merge_tokens,
     )  # fmt: skip
     _show_manifest(manifest, out, as_json)
+
+
+def _floors(text: str) -> float | dict[str, float]:
+    try:
+        if "=" not in text:
+            return float(text)
+        return {target.strip(): float(db) for target, db in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        raise InputError(
+            f"--picture-psnr is {text!r}; give dB, or TARGET=dB with commas: openvino=33,cpu=36"
+        ) from error
 
 
 def _listed(text: str) -> tuple[str, ...]:
