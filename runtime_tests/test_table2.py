@@ -302,6 +302,24 @@ def test_the_script_for_real_weights_on_tiny_models_and_again_from_what_it_kept(
     assert again["ours, k=2"]["attributes"] == ours["attributes"]
 
 
+def test_the_devices_seconds_are_added_to_an_earlier_runs_of_the_cloud(tmp_path: Path):
+    earlier = RESULTS / "table2_realistic-vision.json"
+    words = ["--macs-only", "--n", 2, "--k", 10, "--runs", 1, "--cloud-from", earlier, "--out", tmp_path]
+    device = ["--bundle", Bundle.open("emoji").folder, "--provider", "cpu"]
+    done = run("table2", "--pair", "realistic-vision", *words, *device)
+    assert done.returncode == 0, done.stderr
+    found, before = (json.loads(path.read_text()) for path in (tmp_path / "table2_realistic-vision.json", earlier))
+    seconds = {(r["n"], r["key"]): r.get("cloud_s") for r in before["rows"]}
+    assert [r["cloud_s"] for r in found["rows"]] == [seconds[r["n"], r["key"]] for r in found["rows"]]
+    assert found["settings"]["cloud_s"].startswith("of an earlier run")
+    assert found["settings"]["dtype"] == before["settings"]["dtype"]
+    hybrid = next(r for r in found["rows"] if r["key"] == "Hybrid SD, k=10")
+    assert hybrid["device_s"] > 0
+    other = run("table2", "--pair", "sdxl", *words)
+    assert other.returncode != 0
+    assert "is of realistic-vision, this of sdxl" in other.stderr
+
+
 def test_weights_that_are_missing_are_said(tmp_path: Path):
     ended = run("real_weights", "--weights", tmp_path, "--pairs", "sd14", "sdxl", "--out", tmp_path / "out")
     assert ended.returncode == 3

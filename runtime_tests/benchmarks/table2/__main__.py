@@ -91,6 +91,9 @@ def arguments() -> argparse.Namespace:
         help="with --macs-only: seconds too, of random weights of full size "
         "in this dtype, from timed passes; the device's from --bundle on --provider",
     )
+    parser.add_argument(
+        "--cloud-from", type=Path, help="with --macs-only: an earlier table2_PAIR.json, whose cloud seconds are taken"
+    )
     parser.add_argument("--rows", type=int, default=8, help="of a timed pass at most; a CPU gains nothing by more")
     parser.add_argument("--provider", default="auto", help="of the device's timed passes")
     parser.add_argument("--work", type=Path, help="keeps pictures; default out/table2/PAIR")
@@ -203,9 +206,11 @@ def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int], result: 
         for rows in (ROWS, asked.rows)
     )
     model: Any = type("Shape", (), {"layered": layered, "guidance_distilled": distilled})
+    known = earlier_seconds(asked, pair, result)
     if asked.seconds:
         model = random_model(pair, asked.seconds)
-    here = DevicePasses(asked.bundle, asked.provider, asked.runs) if asked.seconds and asked.bundle else None
+    timed_too = asked.seconds or asked.cloud_from
+    here = DevicePasses(asked.bundle, asked.provider, asked.runs) if timed_too and asked.bundle else None
     if here is not None:
         result["settings"]["device"] = here.told
     made: Made = {}
@@ -221,11 +226,28 @@ def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int], result: 
             one = macs(setup, method, sets[0].prompts, cloud, device)
             if asked.seconds:
                 one |= {"cloud_s": composed_cloud_seconds(narrow, method, sets[0].prompts, asked.runs, made)}
-                one |= here.of(setup, method) if here is not None else {}
                 print(f"N {n}, {method.key}: {one['cloud_s']} s", file=sys.stderr, flush=True)
+            one |= known.get((n, method.key), {})
+            one |= here.of(setup, method) if here is not None else {}
             rows.append(head(method, n) | one | wire_bytes(setup, method, sets[0].prompts))
     add_ratios(rows)
     return rows
+
+
+def earlier_seconds(
+    asked: argparse.Namespace, pair: Pair, result: dict[str, Any]
+) -> dict[tuple[int, str], dict[str, Any]]:
+    """By N and the method's key. The settings say that the device's are of a run of their own."""
+    if not asked.cloud_from:
+        return {}
+    earlier = json.loads(asked.cloud_from.read_text())
+    if earlier["pair"] != pair.name or asked.seconds:
+        raise SystemExit(f"{asked.cloud_from} is of {earlier['pair']}, this of {pair.name}; and --seconds times anew")
+    if "dtype" not in earlier["settings"]:
+        raise SystemExit(f"{asked.cloud_from} has no seconds; make it with --seconds")
+    told = {name: earlier["settings"][name] for name in ("weights", "dtype", "rows_of_a_pass")}
+    result["settings"] |= told | {"cloud_s": "of an earlier run, the device's of this one"}
+    return {(r["n"], r["key"]): {"cloud_s": r.get("cloud_s")} for r in earlier["rows"]}
 
 
 def judge_of(asked: argparse.Namespace) -> Judge:
