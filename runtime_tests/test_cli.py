@@ -99,6 +99,8 @@ BAD_WORDS = {
     "no threads": (["generate", "a woman", "--threads", "0"], 2, "threads"),
     "seed": (["generate", "a woman", "--seed", "-1"], 2, "seed"),
     "no floor": (["export", "x", "y", "--picture-psnr", "openvino:33"], 2, "openvino=33,cpu=36"),
+    "no number": (["export", "x", "y", "--picture-psnr", "nan"], 2, "openvino=33,cpu=36"),
+    "two kinds of floor": (["export", "x", "y", "--picture-psnr", "33,cpu=36"], 2, "openvino=33,cpu=36"),
     "unknown option": (["generate", "a woman", "--sed", "1"], 2, "--sed"),
     "unknown command": (["paint"], 2, "paint"),
     "no prompt": (["generate"], 2, "prompt"),
@@ -330,7 +332,8 @@ def test_candidates_are_shown_as_they_are_sent(run):
 
 
 def test_a_picture_needs_a_name(run, tmp_path: Path):
-    for words in (["demo", "--out", str(tmp_path)], ["generate", "a woman", "--out", "/"]):
+    named = ["demo", "--out", str(tmp_path)], ["generate", "a woman", "--out", "/"], ["demo", "--out", "."]
+    for words in (*named, ["demo", "--out", "/"]):
         code, _, error = run(*words)
         assert (code, "is a folder" in error) == (1, True)
 

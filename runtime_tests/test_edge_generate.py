@@ -201,6 +201,9 @@ def test_a_device_with_steps_of_its_own_goes_on_at_k_plus_the_shift(bundle: Bund
     np.testing.assert_array_equal(image, bundle.decode(latents))
     with pytest.raises(InputError, match="the device has 12 steps"):
         prepare(PROMPT, bundle, pair=replace(pair, steps=20), handoff=9, seed=1)
+    with pytest.raises(InputError, match="go on where 2 of 4 in the cloud end; leave steps out, or give handoff"):
+        prepare(PROMPT, bundle, pair=pair, steps=8, seed=1)
+    assert prepare(PROMPT, bundle, pair=pair, steps=8, handoff=4, seed=1).start == 8
 
 
 @pytest.mark.parametrize(("steps", "handoff"), [(1, 1), (5, 2), (6, 2), (25, 10), (50, 20)])

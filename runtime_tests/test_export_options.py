@@ -171,3 +171,24 @@ def test_without_a_network_what_was_fetched_before_is_taken(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ModelMissingError, match="pass its folder"):
         open_source("somebody/model")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "no room"), RunError, "make room and start again"),
+        (httpx.ReadError("cut off"), ModelMissingError, r"broke off \(cut off\); start again"),
+    ],
+)
+def test_half_a_download_is_not_taken_for_a_model(
+    error: Exception, kind: type[ObclipError], said: str, small_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def snapshot(*_: object, local_files_only: bool = False, **__: object) -> str:
+        if not local_files_only:
+            raise error
+        return str(small_folder)  # what came before it broke off
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: NAMES.split())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(kind, match=said):
+        open_source("somebody/model")

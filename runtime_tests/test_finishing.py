@@ -135,6 +135,24 @@ def test_finishing_again_neither_asks_nor_warns_about_sending(
     assert (code, warned) == (0, "")
 
 
+def test_what_is_finished_again_is_only_read_and_notes_no_marks(
+    run, saved, bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, _ = saved
+
+    def noted(*_: object) -> None:
+        raise AssertionError("nothing leaves, so there is nothing to note")
+
+    def writable(asked: Path) -> None:
+        assert asked != path, "the folder of what is read may be read-only"
+
+    monkeypatch.setattr("obclip.edge.cli.pictures.remember_marks", noted)
+    monkeypatch.setattr("obclip.edge.cli.pictures.check_writable", writable)
+    words = ["generate", PROMPT, "--bundle", bundle_folder, "--out", tmp_path / "a.png"]
+    code, _, error = run(*words, "--from-latents", path)
+    assert (code, error) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

@@ -244,7 +244,9 @@ def test_canonical_words(text: str, expected: str):
         "a black:1.2 woman", "half asian half white woman", "a woman who isn't black", "a dark beautiful woman",
         "a dark, beautiful woman", "dark young woman", "woman 25 yrs", "a half asian woman",
         "a woman on her thirtieth birthday", "seventy woman", "twenty-five woman", "a chinaman", "1girl, mature male",
-        "manlike robot", "womanlike robot", "asian portrait photography",
+        "manlike robot", "womanlike robot", "asian portrait photography", "25woman in an office", "16girl", "45man",
+        "a woman who is tall and black", "she is tall and black", "a doctor, tall and black",
+        "a doctor who is tired and black",
     ],
 )  # fmt: skip
 def test_what_was_sent_in_the_clear_is_refused(text: str):
@@ -328,7 +330,9 @@ def test_what_is_about_nobody_still_passes(text: str):
         ("a woman, her dress is black", "dress is black"), ("a cat that is black and a woman", "cat that is black and"),
         ("a woman dressed in all black", "all black"), ("a black-haired woman", "black-haired"),
         ("everything is white, a woman in snow", "everything is white"), ("an unidentified man", "an unidentified"),
-        ("a woman with smooth skin and dark hair", "dark hair"),
+        ("a woman with smooth skin and dark hair", "dark hair"), ("a woman wearing pink and black", "pink and black"),
+        ("a man is wearing pink and black", "pink and black"), ("his shirt is torn and black", "torn and black"),
+        ("a woman with a bag, big and black", "big and black"), ("her hair is long and black", "long and black"),
     ],
 )  # fmt: skip
 def test_colours_of_hair_and_clothes_stay(text: str, kept: str):
@@ -354,3 +358,9 @@ def test_each_refusal_has_the_way_out_that_it_names(text: str, allowed: str):
         candidate_set(text, DEFAULT)
     found = candidate_set(text, DEFAULT, Options(allow=(allowed,)))
     assert all(allowed in prompt for prompt in found.prompts)
+
+
+@pytest.mark.parametrize("how", ["under the age of 18", "under 18 years old", "below 18 years old", "aged under 18"])
+def test_who_is_under_an_age_is_a_year_below_it(how: str):
+    """So that a minor gets no adult candidates, which policies keep apart."""
+    assert prompts(f"a student {how}") == prompts("a 17-year-old student") != prompts("an 18-year-old student")

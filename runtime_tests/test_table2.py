@@ -311,7 +311,7 @@ def test_the_devices_seconds_are_added_to_an_earlier_runs_of_the_cloud(tmp_path:
     found, before = (json.loads(path.read_text()) for path in (tmp_path / "table2_realistic-vision.json", earlier))
     seconds = {(r["n"], r["key"]): r.get("cloud_s") for r in before["rows"]}
     assert [r["cloud_s"] for r in found["rows"]] == [seconds[r["n"], r["key"]] for r in found["rows"]]
-    assert found["settings"]["cloud_s"].startswith("of an earlier run")
+    assert found["settings"]["cloud_s"]["of an earlier run on"]["cpu"] == before["machine"]["cpu"]
     assert found["settings"]["dtype"] == before["settings"]["dtype"]
     hybrid = next(r for r in found["rows"] if r["key"] == "Hybrid SD, k=10")
     assert hybrid["device_s"] > 0

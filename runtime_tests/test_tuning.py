@@ -47,6 +47,23 @@ def test_each_setting_is_kept_if_it_gains_and_tried_on_top_of_those_kept():
     assert found.spread == 0
 
 
+@pytest.mark.usefixtures("four_cores")
+def test_threads_that_were_asked_for_are_no_finding():
+    assert search("cpu", Opening(threads=2), lambda _: [1.0] * 5).told() == []
+    found = search("cpu", Opening(threads=2), lambda o: [1.0 - 0.2 * (o.threads == 3)] * 5)
+    assert found.told() == ["tuned (threads 3)"]
+
+
+def test_what_was_tuned_on_more_cores_is_not_taken_up_on_fewer(monkeypatch: pytest.MonkeyPatch):
+    bundle, keys = Bundle.open("emoji"), set()
+    variant = bundle.variant("unet", "full")
+    assert variant is not None
+    for cores in (2, 4):
+        monkeypatch.setattr("obclip.edge.tuning.usable_cores", lambda cores=cores: cores)
+        keys.add(_key(bundle.manifest, variant, bundle.provider, "fp32"))
+    assert len(keys) == 2
+
+
 def test_a_gain_that_could_be_noise_is_none():
     found, _ = machine_where(lambda o: [1.0 if o == Opening() else 0.98] * 5)
     assert found.told() == []

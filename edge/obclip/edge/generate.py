@@ -226,6 +226,11 @@ def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> in
         if asked is not None:
             raise InputError(f"with mode {mode} all steps run in one place; leave handoff out")
         return schedule.steps
+    if asked is None and pair.device_steps is not None and schedule.steps != pair.steps:
+        raise InputError(
+            f"the device of the pair {pair.name} has steps of its own, which go on where {pair.handoff} of "
+            f"{pair.steps} in the cloud end; leave steps out, or give handoff too"
+        )
     k = asked if asked is not None else max(1, round(schedule.steps * pair.handoff / pair.steps))
     if not 1 <= k <= schedule.steps:
         raise InputError(f"handoff is {k}; it must be from 1 to steps ({schedule.steps})")

@@ -93,7 +93,8 @@ def search(provider: str, opening: Opening, measure: Callable[[Opening], Sequenc
         if plain - max(before, seconds) <= max(_GAIN * plain, spread):
             best = opening
     pass_s = {name: round(seconds, 6) for name, seconds in tried.items()}
-    return Tuned(best.threads, best.spinning, best.arena, pass_s, round(spread / plain, 4))
+    threads = None if best.threads == opening.threads else best.threads  # what was asked for is no finding
+    return Tuned(threads, best.spinning, best.arena, pass_s, round(spread / plain, 4))
 
 
 def recall(manifest: Manifest, variant: Variant, provider: Provider, arithmetic: str) -> Tuned | None:
@@ -136,4 +137,4 @@ def _judge(passes: Sequence[float]) -> tuple[float, float]:
 
 def _key(manifest: Manifest, variant: Variant, provider: Provider, arithmetic: str) -> str:
     file = next(f.sha256 for f in manifest.files if f.path == variant.file)
-    return remembered.digest(file, provider.full_name, arithmetic, processor(), *versions())
+    return remembered.digest(file, provider.full_name, arithmetic, processor(), str(usable_cores()), *versions())

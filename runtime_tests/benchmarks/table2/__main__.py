@@ -49,7 +49,7 @@ from .devices import BundleDevice, Device, TorchDevice
 from .draw import ROWS, Setup, pictures
 from .he_diffusion import PYTHON as CRYPTO_PYTHON
 from .he_diffusion import Encryption, encrypted_latents
-from .methods import HE, MPC, OBLIVIOUS, READS, SERVER, Method, methods
+from .methods import DEVICE, HE, MPC, OBLIVIOUS, READS, SERVER, Method, methods
 from .metrics import ClipJudge, EmojiJudge, Judge, Scores, fidelity, summary
 from .observer import Sanitizers, learns
 from .prompts import choose, flat
@@ -227,7 +227,10 @@ def macs_only(asked: argparse.Namespace, pair: Pair, ks: Sequence[int], result: 
             if asked.seconds:
                 one |= {"cloud_s": composed_cloud_seconds(narrow, method, sets[0].prompts, asked.runs, made)}
                 print(f"N {n}, {method.key}: {one['cloud_s']} s", file=sys.stderr, flush=True)
-            one |= known.get((n, method.key), {})
+            if asked.cloud_from:
+                one |= known.get((n, method.key), {"cloud_s": None})
+                if one["cloud_s"] is None and method.kind != DEVICE:
+                    print(f"N {n}, {method.key}: no seconds of the cloud in {asked.cloud_from}", file=sys.stderr)
             one |= here.of(setup, method) if here is not None else {}
             rows.append(head(method, n) | one | wire_bytes(setup, method, sets[0].prompts))
     add_ratios(rows)
@@ -243,10 +246,14 @@ def earlier_seconds(
     earlier = json.loads(asked.cloud_from.read_text())
     if earlier["pair"] != pair.name or asked.seconds:
         raise SystemExit(f"{asked.cloud_from} is of {earlier['pair']}, this of {pair.name}; and --seconds times anew")
-    if "dtype" not in earlier["settings"]:
+    theirs, ours = earlier["settings"], result["settings"]
+    if "dtype" not in theirs:
         raise SystemExit(f"{asked.cloud_from} has no seconds; make it with --seconds")
-    told = {name: earlier["settings"][name] for name in ("weights", "dtype", "rows_of_a_pass")}
-    result["settings"] |= told | {"cloud_s": "of an earlier run, the device's of this one"}
+    if other := [name for name in ("steps", "guidance", "solver", "prompts", "seed") if theirs[name] != ours[name]]:
+        raise SystemExit(f"{asked.cloud_from} was made with other {', '.join(other)}")
+    told = {name: theirs[name] for name in ("weights", "dtype", "rows_of_a_pass")}
+    machine_there = {name: earlier["machine"][name] for name in ("cpu", "cores")}
+    result["settings"] |= told | {"cloud_s": {"runs": theirs["runs"], "of an earlier run on": machine_there}}
     return {(r["n"], r["key"]): {"cloud_s": r.get("cloud_s")} for r in earlier["rows"]}
 
 

@@ -19,7 +19,10 @@ from obclip.edge.generate import Progress as Tell
 from obclip.edge.steps import Saving, default_saving
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Threads = Annotated[int | None, typer.Option(help="Threads for ONNX Runtime; by default its own choice.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads of a session, at most the cores that may be used; by default the runtime's choice."),
+]
 Provider = Annotated[
     str, typer.Option(help="cpu, openvino, qnn, ...; auto measures once what is quickest for this bundle here.")
 ]

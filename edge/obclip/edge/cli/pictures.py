@@ -68,6 +68,7 @@ def demo(
 ) -> None:
     """Draw one private picture with a cloud process on this machine, and a sheet that shows each stage."""
     started = time.perf_counter()
+    check_writable(out)  # a folder has no sheet beside it
     sheet_path = out.with_name(out.stem + "_sheet.png")
     _check_files({"--out": out, "the sheet": sheet_path}, {})
     bundle = Bundle.open("emoji", threads=threads)
@@ -169,7 +170,6 @@ def generate(
     with progress(as_json) as tell:
         if received is not None:
             result = resume(prompt, received, progress=tell, **wanted)
-            note_marks()
         elif mode == DEVICE:
             wanted["negative_prompt"] = negative
             result = generate_picture(prompt, progress=tell, save_latents=save_latents, **wanted)
@@ -184,12 +184,14 @@ def generate(
 
 
 def _check_files(pictures: dict[str, Path | None], others: dict[str, Path | None]) -> None:
-    """By option. RunError or InputError unless each can be written, is no other's, and a picture is called .png."""
+    """By option. RunError or InputError unless each can be written, is no other's, and a picture is called .png; what
+    --from-latents names is read."""
     taken: dict[str, str] = {}
     for option, path in (pictures | others).items():
         if path is None:
             continue
-        check_writable(path)
+        if option != "--from-latents":
+            check_writable(path)
         if option in pictures:
             check_png(path)
         other = taken.setdefault(os.path.realpath(path), option)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +77,7 @@ def export(
         str,
         typer.Option(
             help="Floor in dB for pictures at further precisions; more keeps more layers in float. Or one for each "
-            "target: openvino=33,cpu=36."
+            "target: openvino=33,cpu=36; 30 for others."
         ),
     ] = "30",
     pair: Annotated[
@@ -119,13 +120,12 @@ def export(
 
 def _floors(text: str) -> float | dict[str, float]:
     try:
-        if "=" not in text:
-            return float(text)
-        return {target.strip(): float(db) for target, db in (part.split("=") for part in text.split(","))}
-    except ValueError as error:
-        raise InputError(
-            f"--picture-psnr is {text!r}; give dB, or TARGET=dB with commas: openvino=33,cpu=36"
-        ) from error
+        found = {target.strip(): float(db) for target, _, db in (p.rpartition("=") for p in text.split(","))}
+    except ValueError:
+        found = {}
+    if not found or not all(map(isfinite, found.values())) or ("" in found and len(found) > 1):
+        raise InputError(f"--picture-psnr is {text!r}; give dB, or TARGET=dB with commas: openvino=33,cpu=36")
+    return found.get("", found)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from obclip.core.errors import PrivacyError
 from obclip.edge.oblivious.nouns import DESCRIBING
 from obclip.edge.oblivious.patterns import SPELLED
 from obclip.edge.oblivious.tags import Tags
-from obclip.edge.oblivious.tokens import OF_SOMEONE, STOP
+from obclip.edge.oblivious.tokens import AN_AGE, OF_SOMEONE, STOP
 
 IS = frozenset({"is", "are", "was", "were", "looks", "look", "looking", "seems", "being", "be", "feels", "am"})
 # behind these a number may be an age, and before them nobody stands whose it would be
@@ -114,7 +114,7 @@ class Ages(Tags):
         beyond = None if after is None else self._next(after)
         if self._text(after) == "th" and self._text(beyond) == "birthday":
             return self._has_people()
-        if not 13 <= (int(text) if text.isdigit() else _SAID[text]) <= 99:
+        if not AN_AGE <= (int(text) if text.isdigit() else _SAID[text]) <= 99:
             return False
         if self._text(after) in _YEARS and self._kind(beyond) == "noun" and self._is_person(beyond):
             return True

@@ -147,7 +147,23 @@ class Loose(Ages):
             return True
         if j is None or not self._closes(i):
             return False
+        if self._text(j) == "and":
+            listed = self._before_list(j)
+            return listed is not None and self._is_told(listed, near)
         return self._text(j) in _SELF_IS or self._kind(j) == "pronoun" or self._is_told(j, near)
+
+    def _before_list(self, j: int | None) -> int | None:
+        """The word before what is said together up to j: "is" of "is tired and black", the doctor of "a doctor, tall
+        and black"; not "is wearing pink and black"."""
+        plain = True
+        while j is not None and self._text(j) not in SAYS:
+            word = self._kind(j) == "word" and self._text(j) not in STOP and not self._text(j).endswith("ing")
+            looks = self._text(j) in ("and", ",") or self._text(j) in DESCRIBING or self._kind(j) == "adjective"
+            if not (looks or word):
+                break
+            plain = plain and looks
+            j = self._next(j, -1)
+        return j if plain or self._text(j) in SAYS else None
 
     def _is_told(self, j: int, near: bool) -> bool:
         """Whether the word behind j is said of someone through what stands before it: "appears to be black", "a woman,

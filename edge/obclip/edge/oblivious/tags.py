@@ -8,18 +8,23 @@ from dataclasses import replace
 from obclip.edge.oblivious.nouns import ACTS, DESCRIBING, Nouns
 from obclip.edge.oblivious.reading import GROUPS
 from obclip.edge.oblivious.template import Person
-from obclip.edge.oblivious.tokens import STOP, Token
+from obclip.edge.oblivious.tokens import AN_AGE, STOP, Token
 
 _JOINS = frozenset({"-", "/", "&"})
 _OPEN, _CLOSE = frozenset("([{"), frozenset(")]}")
 
 
 def with_counts(tokens: list[Token]) -> list[Token]:
-    """`tokens`, with a number that sticks to a noun as a part of it: "1girl" has "1boy" beside it, and no age."""
+    """`tokens`, with a number that sticks to a noun as a part of it: "1girl" has "1boy" beside it, and no age.
+
+    A number that may be an age ("25woman") stays one.
+    """
     found: list[Token] = []
     for token in tokens:
         noun = token.noun
-        if noun is None or not noun.gender or noun.role or noun.neutral_role or not found or found[-1].kind != "number":
+        plain = noun is not None and noun.gender and not (noun.role or noun.neutral_role)
+        counted = found and found[-1].kind == "number" and int(found[-1].text) < AN_AGE
+        if noun is None or not plain or not counted:
             found.append(token)
             continue
         count, young = found.pop().text, noun.stage == "child"

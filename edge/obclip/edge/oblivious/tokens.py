@@ -29,6 +29,7 @@ PRONOUNS = {
 NEUTRAL_PRONOUNS = {"they": "subject", "they're": "subject-is", "them": "object", "their": "possessive",
                     "themselves": "reflexive", "themself": "reflexive"}  # fmt: skip
 FEMALE_PRONOUNS = frozenset({"she", "her", "hers", "herself", "she's", "shes", "she'll", "she'd"})
+AN_AGE = 13  # a lower number beside someone is a count as often
 OF_SOMEONE = "of someone"  # of years: an age only right behind a person
 _START = re.compile(r"[^\W\d_]+")
 _TINY_SLIPS = frozenset(["mn", "mna", "amn", "mne", "hs", "hsi", "hr", "hre", "ehr", "gy", "wmn", "bys", "oys", "boi"])
@@ -80,7 +81,7 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
     if m["olds"]:
         return Token("noun", text, noun=Noun(None, policy.stage_of_years(_number(m["olds"])), True))
     if m["years"]:
-        years = _number(m["years"]) if re.search(r"ye?a?rs?", text) else 0
+        years = _number(m["years"]) - _is_below(text) if re.search(r"ye?a?rs?", text) else 0
         return Token("years", text, value=policy.stage_of_years(years))
     for group in (
         "short",
@@ -103,7 +104,7 @@ def _token(m: re.Match[str], policy: Policy) -> Token:
         "older",
     ):
         if m[group]:
-            stage = "child" if group == "under" else policy.stage_of_years(_number(m[group]) - (group == "below"))
+            stage = "child" if group == "under" else policy.stage_of_years(_number(m[group]) - _is_below(text))
             if group in ("said", "below", "paren", "during", "tens4"):
                 return Token("years", text, value=stage, frame=OF_SOMEONE)
             if text.endswith("somethings"):
@@ -139,6 +140,11 @@ def _written(text: str, by: Hashable) -> Token:
         if token.kind in ("adjective", "pronoun", "refused"):
             return Token("refused", text, value="has an ending that its word does not take; write it without")
     return _word(plain, text, False, by.policy)
+
+
+def _is_below(text: str) -> bool:
+    """Of an age as it is written: whoever is "under 18" is 17 at most."""
+    return re.search(r"\b(?:under|below)\b", text) is not None
 
 
 def _number(text: str) -> int:

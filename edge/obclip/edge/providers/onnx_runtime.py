@@ -168,6 +168,7 @@ def _open_kept(path: Path, opening: Opening, cache: Path, providers: list[str]) 
         session = ort.InferenceSession(str(path), settings, providers=providers)
         with contextlib.suppress(OSError):  # another process was first; the session stands
             os.replace(folder, cache)
+            _note(cache).unlink(missing_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return session

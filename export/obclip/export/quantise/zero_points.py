@@ -1,8 +1,9 @@
 """Convolutions whose uint8 input has no zero point, for OpenVINO: it opens them sooner and computes the same.
 
-With a zero point oneDNN sums the weights while it lays them out, which took 1.0 of the 1.5 s in which OpenVINO 2026.4
-opened small-sd's compiled int8 UNet. A convolution is linear: W * s (q - z) = W * s q - s z sum(W), so the sum of the
-weights can go off the bias once and for all. Where it pads with zeros, the uint8 input is padded with z before.
+With a zero point oneDNN sums the weights while it lays them out, anew at each start: with OpenVINO 2026.4 most of the
+time in which small-sd's compiled int8 UNet opened. A convolution is linear: W * s (q - z) = W * s q - s z sum(W), so
+the sum of the weights can go off the bias once and for all. Where it pads with zeros, the uint8 input is padded with z
+before.
 Products need nothing of the kind: OpenVINO does so to them itself.
 """
 
