@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -22,6 +21,7 @@ from obclip.export.partial import Partial, Record
 from obclip.export.quantise import quantise
 from obclip.export.quantise.measured import Measured
 from obclip.export.quantise.sensitivity import Damage
+from obclip.export.quantise.variants import Setting
 from obclip.export.shapes import Shapes
 
 
@@ -97,7 +97,8 @@ def test_an_export_that_goes_on_knows_what_was_measured(monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     def prepared(*_: object, measured: Path, **__: object) -> Any:
-        return SimpleNamespace(measured=Measured(measured))
+        nothing: Any = None
+        return Setting(*[nothing] * 6, measured=Measured(measured))
 
     monkeypatch.setattr(precisions, "prepare", prepared)
     monkeypatch.setattr(precisions, "quantise_unet", stopped)
