@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 
 import obclip.export.bundle as bundle_module
+import obclip.export.precisions as precisions_module
 from obclip.core.errors import InputError, ModelMissingError, ObclipError, RunError
 from obclip.core.manifest import Variant
 from obclip.export import Calibration, export_bundle
@@ -66,7 +67,7 @@ def test_each_target_is_held_to_its_own_floor(small_folder: Path, tmp_path: Path
         held.append((target, setting.floor_db))
         return ()
 
-    monkeypatch.setattr("obclip.export.precisions._variants", variants)
+    monkeypatch.setattr(precisions_module, "_variants", variants)
     floors = Calibration(prompts=2, floor_db={"cpu": 36.0})
     export_bundle(
         small_folder, tmp_path / "b", targets=("openvino", "cpu"), precisions=("int8",), calibration=floors,
