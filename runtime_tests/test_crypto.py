@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from obclip.cloud.model import load_model
 from obclip.core.pairs import load_pair
-from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, two_parties, work
+from runtime_tests.benchmarks.crypto.__main__ import ONE_HEAD, to_measure, unets
+from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, measured_as, two_parties, work
 from runtime_tests.benchmarks.crypto.pictures import errors_of, noisy
 from runtime_tests.benchmarks.layers import Layer
 
@@ -98,3 +99,25 @@ def test_a_fit_finds_what_the_numbers_were_made_from(weights: list[float], shape
     assert whole["compute_s"] == pytest.approx(30 * sum(r["seconds"] for r in rows))
     assert (whole["messages"], whole["shapes_measured"]) == (60 * len(shapes), len(shapes))
     assert whole["WAN_s"] > whole["LAN_s"] > whole["compute_s"]
+
+
+def test_heads_measured_one_by_one_count_one_after_another():
+    one = {"kind": "attention", "shape": (1, 64, 64, 40), "seconds": 2.0, "bytes": 3.0, "messages": 5}
+    layer = Layer("attention", (8, 64, 64, 40), 4)
+    whole = two_parties([layer], Fit.of([one]), [one], 10)
+    assert (whole["compute_s"], whole["bytes"], whole["messages"]) == (640.0, 960.0, 1600.0)
+    assert whole["shapes_measured"] == 1
+    every = one | {"shape": layer.shape, "seconds": 7.0}
+    assert two_parties([layer], Fit.of([one]), [one, every], 10)["compute_s"] == 280.0
+    assert measured_as(layer, layer.elements) == Layer("attention", (1, 64, 64, 40), 32)
+    assert measured_as(layer, layer.elements + 1) == layer
+
+
+def test_every_shape_of_both_unets_is_measured_and_of_the_slow_protocol_all_of_the_embedded_pair():
+    layers = unets()
+    wanted = {protocol: {(k, tuple(s)) for k, s in to_measure(layers, protocol)} for protocol in ("semi2k", "cheetah")}
+    for name, some in layers.items():
+        assert all((one.kind, one.shape) in wanted["semi2k"] for one in (measured_as(x, ONE_HEAD) for x in some)), name
+    assert all((layer.kind, layer.shape) in wanted["cheetah"] for layer in layers["emoji"])
+    assert ("attention", (8, 1024, 1024, 80)) not in wanted["cheetah"]
+    assert all(np.prod(shape[:3]) < 2e7 for kind, shape in wanted["semi2k"] if kind == "attention")  # of memory

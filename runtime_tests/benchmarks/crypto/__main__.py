@@ -4,15 +4,17 @@
     python -m runtime_tests.benchmarks.crypto --json docs/results/crypto.json
 
 HE: a lower bound for running the UNet on encrypted latents, and what one known packing takes (compose says what they
-leave out). MPC: every layer shape of the embedded pair's cloud UNet between two processes on loopback; Stable
-Diffusion's from fits to these and to those of its own shapes that are small enough, so they are estimates. LAN and WAN
-add bytes over bandwidth and one round trip a message. MPCViT's attention without softmax is measured beside softmax.
+leave out). MPC: layers between two processes on loopback. With Semi2k every layer shape of both UNets; with Cheetah,
+which takes a hundred times as long, every one of the embedded pair and those of Stable Diffusion that are small enough,
+the rest from fits, so that its whole is an estimate. LAN and WAN add bytes over bandwidth and one round trip a message.
+MPCViT's attention without softmax is measured beside softmax.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import tempfile
 from pathlib import Path
@@ -29,12 +31,13 @@ from obclip.edge.machine import machine
 
 from ..architectures import CLOUD_UNETS, TOKENS
 from ..layers import Layer, layers_of
-from .compose import NETWORKS, Fit, he_bound_s, two_parties
+from .compose import NETWORKS, Fit, he_bound_s, measured_as, two_parties
 
 HERE = Path(__file__).parent
-# what one measured layer may have, so that it fits into memory and minutes: multiply-accumulates, elements
-LARGEST = {"semi2k": (400_000_000, 1_100_000), "cheetah": (20_000_000, 40_000)}
-PER_KIND = {"semi2k": 30, "cheetah": 6}
+# what a layer that is measured may have, so that it takes a minute or two: multiply-accumulates for each pixel of the
+# kernel (that is what Cheetah's convolutions go with), elements; of the embedded pair every one is small enough
+LARGEST = {"semi2k": (math.inf, math.inf), "cheetah": (450_000_000, 350_000)}
+ONE_HEAD = 10_000_000  # elements of an attention from which on one head is measured instead of all: gigabytes a tensor
 BLOCK = (4, 64, 64, 32)  # the attention block on which MPCViT's weights are compared with softmax
 
 
@@ -54,21 +57,16 @@ def unets() -> dict[str, list[Layer]]:
 
 
 def to_measure(layers: dict[str, list[Layer]], protocol: str) -> list[tuple[str, list[int]]]:
-    """Distinct shapes that are small enough: of the embedded pair all of them, then of the other, spread over sizes."""
+    """Distinct shapes that are small enough, smallest first, and the block with each kind of attention."""
     macs, elements = LARGEST[protocol]
-    chosen: dict[tuple[str, tuple[int, ...]], None] = {}
-    for some in layers.values():
-        by_kind: dict[str, list[Layer]] = {}
-        for layer in some:
-            if layer.macs <= macs and layer.elements <= elements:
-                by_kind.setdefault(layer.kind, []).append(layer)
-        for kind, candidates in by_kind.items():
-            ordered = sorted(candidates, key=lambda layer: (layer.macs, layer.elements))
-            count = min(len(ordered), PER_KIND[protocol])
-            for i in range(count):
-                chosen[kind, ordered[i * (len(ordered) - 1) // max(count - 1, 1)].shape] = None
+    chosen: dict[tuple[str, tuple[int, ...]], float] = {}
+    for layer in (measured_as(layer, ONE_HEAD) for some in layers.values() for layer in some):
+        cost = layer.macs / (layer.shape[2] ** 2 if layer.kind == "conv" else 1)
+        if cost <= macs and layer.elements <= elements:
+            chosen[layer.kind, layer.shape] = cost + layer.elements
     extra = [(kind, list(BLOCK)) for kind in ("attention", "attention relu", "attention scaled")]
-    return [(kind, list(shape)) for kind, shape in chosen if (kind, list(shape)) not in extra] + extra
+    ordered = [(kind, list(shape)) for kind, shape in sorted(chosen, key=chosen.__getitem__)]
+    return [one for one in ordered if one not in extra] + extra
 
 
 def run_in(python: Path, script: str, *words: str) -> None:
@@ -77,17 +75,25 @@ def run_in(python: Path, script: str, *words: str) -> None:
         raise SystemExit(f"{script} ended with {ended.returncode}; `make crypto` makes its environment")
 
 
+def measured_here(result: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
+    """Layers that an earlier run measured, on a machine like this one."""
+    here, there = machine(), result.get("machine", {})
+    if any(here[name] != there.get(name) for name in ("cpu", "cores")):
+        raise SystemExit("what the file has was measured on another machine; leave --add out to measure everything")
+    return list(result.get(protocol, {}).get("layers", []))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, default=Path(".venv-crypto/bin/python"))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=["he", "semi2k", "cheetah"], help="none: fits and totals anew")
+    parser.add_argument("--add", action="store_true", help="measure only shapes that the file lacks")
     parser.add_argument("--json", type=Path, help="what was there of the parts left out is kept")
     asked = parser.parse_args()
-    result: dict[str, Any] = {}
-    if asked.json and asked.json.is_file():
-        result = json.loads(asked.json.read_text())
-    result |= {"machine": machine(), "networks": {k: {"bits_s": b, "trip_s": t} for k, (b, t) in NETWORKS.items()}}
+    before: dict[str, Any] = json.loads(asked.json.read_text()) if asked.json and asked.json.is_file() else {}
+    networks = {name: {"bits_s": bandwidth, "trip_s": trip} for name, (bandwidth, trip) in NETWORKS.items()}
+    result = before | {"machine": machine(), "networks": networks}
     layers = unets()
     passes = {name: 2 * load_pair(name).steps for name in layers}
     with tempfile.TemporaryDirectory() as folder:
@@ -98,20 +104,35 @@ def main() -> None:
             bounds = {name: he_bound_s(some, operations, passes[name]) for name, some in layers.items()}
             result["he"] = {"operations": operations, "bounds": bounds}
         for protocol in [p for p in ("semi2k", "cheetah") if p in asked.only]:
-            spec = Path(folder) / "spec.json"
+            wanted = to_measure(layers, protocol)
+            had = {_key(r): r for r in measured_here(before, protocol)} if asked.add else {}
+            spec, rows = Path(folder) / "spec.json", {k: r for k, r in had.items() if [k[0], list(k[1])] in wanted}
             spec.write_text(json.dumps({
                 "protocol": protocol, "runs": asked.runs if protocol == "semi2k" else 1,
-                "layers": to_measure(layers, protocol),
+                "layers": [one for one in wanted if (one[0], tuple(one[1])) not in rows],
             }))  # fmt: skip
-            run_in(asked.python, "mpc.py", str(spec), str(out))
-            result.setdefault(protocol, {})["layers"] = json.loads(out.read_text())
+            try:
+                run_in(asked.python, "mpc.py", str(spec), str(out))
+            finally:  # what was measured before something failed is kept
+                rows |= {_key(r): r for r in json.loads(out.read_text())} if out.is_file() else {}
+                out.unlink(missing_ok=True)
+                result[protocol] = {"layers": [rows[k, tuple(s)] for k, s in wanted if (k, tuple(s)) in rows]}
+                save(result, asked.json)
     for found in (result[p] for p in ("semi2k", "cheetah") if p in result):
         fit = Fit.of(found["layers"])
         found["fit_error"] = fit.error
         found["whole"] = {name: two_parties(some, fit, found["layers"], passes[name]) for name, some in layers.items()}
     show(result)
-    if asked.json:
-        atomic_write_bytes(asked.json, (json.dumps(result, indent=1) + "\n").encode())
+    save(result, asked.json)
+
+
+def save(result: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        atomic_write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def _key(row: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    return row["kind"], tuple(row["shape"])
 
 
 def show(result: dict[str, Any]) -> None:

@@ -130,18 +130,30 @@ def _fit(features: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[
     return result
 
 
+def measured_as(layer: Layer, one_head: float) -> Layer:
+    """The layer, or one head of an attention with `one_head` elements or more; its heads are alike."""
+    if layer.kind == "attention" and layer.elements >= one_head:
+        return Layer(layer.kind, (1, *layer.shape[1:]), layer.count * layer.shape[0])
+    return layer
+
+
 def two_parties(layers: Sequence[Layer], fit: Fit, measured: Sequence[dict[str, Any]], passes: int) -> dict[str, Any]:
-    """Seconds, bytes and messages of `passes` through the UNet; a shape that was measured counts as it was."""
+    """Seconds, bytes and messages of `passes` through the UNet; a shape that was measured counts as it was, and one of
+    which one head was measured as its heads one after another."""
     known = {(r["kind"], tuple(r["shape"])): (r["seconds"], r["bytes"], r["messages"]) for r in measured}
-    totals, seen = np.zeros(3), 0
-    for layer in layers:
-        one = known.get((layer.kind, layer.shape))
-        seen += one is not None
-        totals += np.array(one or fit.predict(layer)) * layer.count
+
+    def of(layer: Layer) -> tuple[NDArray[np.float64], bool]:
+        for some in (layer, measured_as(layer, 0)):
+            if one := known.get((some.kind, some.shape)):
+                return np.array(one) * some.count, True
+        return np.array(fit.predict(layer)) * layer.count, False
+
+    found = [of(layer) for layer in layers]
+    totals, seen = sum(v for v, _ in found), sum(was for _, was in found)
     seconds, sent, messages = (float(v) * passes for v in totals)
     return {
         "passes": passes, "compute_s": seconds, "bytes": sent, "messages": messages,
-        "shapes": len(layers), "shapes_measured": int(seen),
+        "shapes": len(layers), "shapes_measured": seen,
     } | {
         f"{name}_s": seconds + sent * 8 / bandwidth + messages * trip for name, (bandwidth, trip) in NETWORKS.items()
     }  # fmt: skip
