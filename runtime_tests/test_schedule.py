@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obclip.core.errors import BundleError, InputError
 from obclip.core.noise import step_noise
 from obclip.core.schedule import SOLVERS, Schedule, build_schedule
-from obclip.core.schedule_config import ScheduleConfig
+from obclip.core.schedule_config import ScheduleConfig, scheduler_settings
 
 SHAPE = (2, 4, 6, 5)
 BETAS = {
@@ -238,6 +248,30 @@ def test_unknown_solvers_and_steps_are_refused(solver: str, steps: int):
 def test_unreadable_config_is_a_bundle_error(tmp_path):
     with pytest.raises(BundleError, match="export"):
         ScheduleConfig.from_file(tmp_path / "scheduler_config.json")
+
+
+@pytest.mark.parametrize(
+    "pipeline", [StableDiffusionPipeline, StableDiffusionXLPipeline, LatentConsistencyModelPipeline]
+)
+@pytest.mark.parametrize("given", [{}, {"steps_offset": 3, "clip_sample": True}])
+def test_a_models_settings_are_those_that_its_pipeline_goes_by(tmp_path, pipeline: Any, given: dict[str, Any]):
+    """Files of old models lack `steps_offset`; what diffusers' pipeline makes of one is the oracle."""
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(BETAS["scaled_linear"] | given))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline.__name__}))
+    parts = dict.fromkeys(
+        p for p in inspect.signature(pipeline).parameters if p not in ("scheduler", "add_watermarker")
+    )
+    flags = {"requires_safety_checker": False, "force_zeros_for_empty_prompt": True}
+    parts |= {name: value for name, value in flags.items() if name in parts}
+    scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(tmp_path / "scheduler"))
+    theirs = pipeline(**parts, scheduler=scheduler).scheduler.config
+    mine = scheduler_settings(tmp_path)
+    assert mine.get("steps_offset", 0) == theirs.steps_offset
+    assert mine.get("clip_sample", DDIMScheduler().config.clip_sample) == theirs.clip_sample
+    assert set(mine) >= set(BETAS["scaled_linear"])
+    (tmp_path / "model_index.json").unlink()
+    assert scheduler_settings(tmp_path) == BETAS["scaled_linear"] | given
 
 
 def test_digest_tells_schedules_apart():

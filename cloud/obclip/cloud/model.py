@@ -111,7 +111,7 @@ def load_model(
     return CloudModel(
         text=text,
         layered=LayeredUNet(unet),
-        schedule_config=ScheduleConfig.from_file(folder / "scheduler" / "scheduler_config.json"),
+        schedule_config=ScheduleConfig.of_model(folder),
         digest=digest.result(),
         device=where,
         dtype=_DTYPES[name],

@@ -29,6 +29,8 @@ _REFUSED_VALUES = {
     "interpolation_type": ("log_linear",),
     "variance_type": ("learned", "learned_range"),
 }
+# What diffusers' pipeline sets, whatever the scheduler's file says: the files of old models do not have it
+_SET_BY = {"StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False}}
 _NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("train_steps", "steps_offset", "original_inference_steps"), int),
     **dict.fromkeys(("beta_start", "beta_end", "sigma_min", "sigma_max", "timestep_scaling"), int | float),
@@ -117,13 +119,30 @@ class ScheduleConfig:
     @classmethod
     def from_file(cls, path: Path) -> ScheduleConfig:
         """BundleError if the file is not there or is not JSON; InputError as in `from_dict`."""
-        try:
-            values = json.loads(path.read_text(encoding="utf8"))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: no readable scheduler_config.json ({error}); export the model again") from error
-        if not isinstance(values, dict):
-            raise BundleError(f"{path}: a JSON object was wanted, got {type(values).__name__}")
-        return cls.from_dict(values)
+        return cls.from_dict(_object(path, f"no readable {path.name}"))
+
+    @classmethod
+    def of_model(cls, folder: Path) -> ScheduleConfig:
+        """Of a model's folder as diffusers lays it out; errors as of `from_file`."""
+        return cls.from_dict(scheduler_settings(folder))
+
+
+def scheduler_settings(folder: Path) -> dict[str, Any]:
+    """scheduler/scheduler_config.json as the pipeline that model_index.json names takes it; BundleError: unreadable."""
+    values = _object(folder / "scheduler" / "scheduler_config.json", "no readable scheduler_config.json")
+    index = folder / "model_index.json"
+    pipeline = _object(index, "not readable").get("_class_name") if index.is_file() else None
+    return values | _SET_BY.get(str(pipeline), {})
+
+
+def _object(path: Path, failing: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: {failing} ({error}); export or download the model again") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{path}: a JSON object was wanted, got {type(values).__name__}")
+    return values
 
 
 def _one_of(key: str, value: str, wanted: tuple[str, ...]) -> None:

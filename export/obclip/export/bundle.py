@@ -22,7 +22,7 @@ from obclip.core.errors import InputError, ModelMissingError, RunError
 from obclip.core.files import check_replaceable, sha256_file
 from obclip.core.manifest import NAME as MANIFEST
 from obclip.core.manifest import Component, Manifest, Variant, list_files
-from obclip.core.schedule_config import ScheduleConfig
+from obclip.core.schedule_config import ScheduleConfig, scheduler_settings
 from obclip.export.completion import NEEDED, verify_completion
 from obclip.export.components import load_part, load_tiny_decoder
 from obclip.export.graphs import TARGETS, export_device_graphs
@@ -42,7 +42,6 @@ _INDEX = (
     "requires_safety_checker", "force_zeros_for_empty_prompt",
 )  # fmt: skip
 
-_SCHEDULER = Path("scheduler") / "scheduler_config.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -117,7 +116,7 @@ def export_bundle(
         weights, height, width, min_psnr_db, external_above_bytes, tuple(targets), depth, tiny, tuple(precisions),
         calibration, None if components is None else _wanted(components, found, precisions), verify, merge,
     )  # fmt: skip
-    schedule = ScheduleConfig.from_file(found.folder / _SCHEDULER)
+    schedule = ScheduleConfig.of_model(found.folder)
     report = progress or (lambda part, phase, seconds: None)
     try:
         digest = model_digest(found)
@@ -135,7 +134,8 @@ def _export_all(
         shutil.rmtree(building / name, ignore_errors=True)
     tokenizers = [export_tokenizer(source.folder / name, building / name) for name in source.tokenizers]
     (building / "scheduler").mkdir()
-    shutil.copyfile(source.folder / _SCHEDULER, building / _SCHEDULER)
+    settings = json.dumps(scheduler_settings(source.folder), indent=2) + "\n"
+    (building / "scheduler" / "scheduler_config.json").write_text(settings, encoding="utf8")
     _write_index(source.index, building)
     shapes = shapes_of(source, min(tokens for tokens, _ in tokenizers), options.height, options.width)
     records = []
