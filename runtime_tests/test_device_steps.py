@@ -21,7 +21,7 @@ from obclip.core.pairs import load_pair
 from obclip.edge import Bundle
 from obclip.edge.cli.output import saving_asked
 from obclip.edge.complete import Guidance, denoise, first_latents
-from obclip.edge.generate import prepare
+from obclip.edge.job import prepare
 from obclip.edge.modes import DEVICE, HYBRID, OBLIVIOUS, SERVER
 from obclip.edge.steps import PLAIN, Saving, default_saving, passes, plan_steps
 from obclip.export.graphs import export_device_graphs

@@ -18,7 +18,8 @@ from obclip.core.pairs import load_pair
 from obclip.core.wire import Response
 from obclip.edge import Bundle, Client, Options, candidate_set, generate, load_policy
 from obclip.edge.complete import Guidance, denoise, first_latents
-from obclip.edge.generate import finish, prepare
+from obclip.edge.generate import finish
+from obclip.edge.job import prepare
 from obclip.edge.modes import REVEALS
 from obclip.edge.readiness import ready
 from obclip.edge.steps import Saving

@@ -11,7 +11,7 @@ import pytest
 
 from obclip.core.errors import BundleError, CloudError
 from obclip.edge import Bundle, Client, generate
-from obclip.edge.generate import prepare
+from obclip.edge.job import prepare
 from obclip.edge.readiness import Readying, ready
 from obclip.edge.received import Received
 

@@ -28,8 +28,9 @@ from obclip.core.files import atomic_write_bytes
 from obclip.core.pairs import load_pair
 from obclip.core.wire import Response
 from obclip.edge import Bundle
-from obclip.edge.generate import finish, prepare
+from obclip.edge.generate import finish
 from obclip.edge.image import save_png
+from obclip.edge.job import prepare
 from obclip.edge.machine import machine, peak_memory_bytes
 from obclip.edge.memory import estimate
 from obclip.edge.readiness import ready

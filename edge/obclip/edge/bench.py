@@ -16,7 +16,8 @@ from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.pairs import Pair
 from obclip.edge.bundle import Bundle
 from obclip.edge.complete import Guidance, denoise, first_latents, told_scale
-from obclip.edge.generate import Job, Progress, prepare
+from obclip.edge.generate import Progress
+from obclip.edge.job import Job, prepare
 from obclip.edge.machine import machine, peak_memory_bytes
 from obclip.edge.modes import HYBRID
 from obclip.edge.sessions import scalar

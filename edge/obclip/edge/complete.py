@@ -30,17 +30,32 @@ class Guidance:
 
 
 class Denoiser:
-    """A bundle's UNet that was told its texts and all timesteps. scale: of guidance, 1 for one branch."""
+    """A bundle's UNet that was told its texts and the schedule's timesteps. scale: of guidance, 1 for one branch."""
 
-    def __init__(self, unet: UNet, scale: float) -> None:
+    def __init__(self, unet: UNet, schedule: Schedule, scale: float) -> None:
         self._unet: UNet | None = unet
-        self.scale = scale
+        self._schedule, self._scale = schedule, scale
 
-    @property
-    def unet(self) -> UNet:
+    def run(
+        self, x: Float32, start: int, seed: int, x0: Float32 | None = None, saving: Saving = PLAIN
+    ) -> Iterator[tuple[int, Float32, Float32]]:
+        """Steps start..T-1; yields (steps done, x, x0) after each, float32 [4, h, w].
+
+        x: latents before step `start`, variance-preserving. x0: the previous step's clean latents, if they are known;
+        without them the solver starts anew at first order. saving: what is not evaluated; cached steps need a bundle
+        with device graphs, and are whole on another. RunError if numbers stop being finite.
+        """
         if self._unet is None:
             raise RunError("this completion's models were closed; make them ready again")
-        return self._unet
+        unet, schedule = self._unet, self._schedule
+        for step in plan_steps(start, schedule.steps, saving, unet.can_be_shallow):
+            i = step.index
+            output = _guided(unet, self._scale, x, step)
+            noise = step_noise(seed, i, x.shape) if schedule.needs_noise else None
+            x, x0 = schedule.step(i, x, output, x0, noise)
+            if not np.isfinite(x).all():
+                raise RunError(f"step {i} produced numbers that are not finite; try another provider")
+            yield i + 1, x, x0
 
     def close(self) -> None:
         """Let go of the UNet's sessions, which the bundle may then free."""
@@ -51,7 +66,7 @@ def denoiser(bundle: Bundle, schedule: Schedule, guidance: Guidance) -> Denoiser
     """Opens the UNet's graphs and runs those that need no latents."""
     guidance = told_scale(bundle, guidance)
     texts = {"text": guidance.text} | ({"negative": guidance.negative} if guidance.scale != 1.0 else {})
-    return Denoiser(unet_of(bundle, texts, [float(t) for t in schedule.timesteps]), guidance.scale)
+    return Denoiser(unet_of(bundle, texts, [float(t) for t in schedule.timesteps]), schedule, guidance.scale)
 
 
 def told_scale(bundle: Bundle, guidance: Guidance) -> Guidance:
@@ -73,33 +88,8 @@ def denoise(
     x0: Float32 | None = None,
     saving: Saving = PLAIN,
 ) -> Iterator[tuple[int, Float32, Float32]]:
-    """`run_steps` on the bundle's UNet, opened for this."""
-    return run_steps(denoiser(bundle, schedule, guidance), schedule, x, start, seed, x0, saving)
-
-
-def run_steps(
-    made: Denoiser,
-    schedule: Schedule,
-    x: Float32,
-    start: int,
-    seed: int,
-    x0: Float32 | None = None,
-    saving: Saving = PLAIN,
-) -> Iterator[tuple[int, Float32, Float32]]:
-    """Steps start..T-1; yields (steps done, x, x0) after each, float32 [4, h, w].
-
-    x: latents before step `start`, variance-preserving. x0: the previous step's clean latents, if they are known;
-    without them the solver starts anew at first order. saving: what is not evaluated; cached steps need a bundle with
-    device graphs, and are whole on another. RunError if numbers stop being finite.
-    """
-    for step in plan_steps(start, schedule.steps, saving, made.unet.can_be_shallow):
-        i = step.index
-        output = _guided(made.unet, made.scale, x, step)
-        noise = step_noise(seed, i, x.shape) if schedule.needs_noise else None
-        x, x0 = schedule.step(i, x, output, x0, noise)
-        if not np.isfinite(x).all():
-            raise RunError(f"step {i} produced numbers that are not finite; try another provider")
-        yield i + 1, x, x0
+    """`Denoiser.run` on the bundle's UNet, opened for this."""
+    return denoiser(bundle, schedule, guidance).run(x, start, seed, x0, saving)
 
 
 def first_latents(schedule: Schedule, seed: int, shape: tuple[int, int, int]) -> Float32:

@@ -19,8 +19,9 @@ from obclip.core.errors import CloudUnreachableError, ModelMissingError, RunErro
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.complete import Guidance, denoise, first_latents
-from obclip.edge.generate import Job, Progress, Result, generate
+from obclip.edge.generate import Progress, Result, generate
 from obclip.edge.image import contact_sheet
+from obclip.edge.job import Job
 
 PROMPT = "noto style emoji of a woman health worker with medium skin tone"
 START_LIMIT_S = 120.0

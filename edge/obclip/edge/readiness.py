@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from obclip.edge.bundle import Bundle
 from obclip.edge.complete import Denoiser, Guidance, denoiser
-
-if TYPE_CHECKING:
-    from obclip.edge.generate import Job
+from obclip.edge.job import Job
 
 
 def ready(job: Job, bundle: Bundle) -> Denoiser | None:

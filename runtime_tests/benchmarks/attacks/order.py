@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from obclip.core.errors import ObclipError
 from obclip.edge import Bundle
-from obclip.edge.generate import prepare
+from obclip.edge.job import prepare
 from obclip.edge.oblivious import load_policy
 from runtime_tests.baselines.word_swap import word_swap
 

@@ -19,8 +19,9 @@ import numpy as np
 from obclip.core.pairs import load_pair
 from obclip.core.wire import Response
 from obclip.edge import Bundle
-from obclip.edge.generate import finish, prepare
+from obclip.edge.generate import finish
 from obclip.edge.image import save_png
+from obclip.edge.job import prepare
 from obclip.edge.machine import peak_memory_bytes
 from obclip.edge.readiness import ready
 from obclip.edge.steps import Saving, passes, plan_steps

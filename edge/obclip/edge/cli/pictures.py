@@ -47,9 +47,10 @@ from obclip.edge.cli.privacy import (
 )
 from obclip.edge.client import Client
 from obclip.edge.demo import PROMPT, local_cloud, run_demo
-from obclip.edge.generate import Result, prepare, resume
+from obclip.edge.generate import Result, resume
 from obclip.edge.generate import generate as generate_picture
 from obclip.edge.image import check_png, save_png
+from obclip.edge.job import prepare
 from obclip.edge.modes import DEVICE, OBLIVIOUS, check_mode
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
