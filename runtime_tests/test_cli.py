@@ -249,7 +249,7 @@ def test_candidates_for_people_mark_the_real_one(run):
 
 
 def test_audit_and_candidates_say_what_generate_does(run, bundle_folder: Path):
-    refused = "generate refuses this prompt, in which nothing is hidden; with --allow-public it leaves as it is"
+    refused = "generate refuses this prompt, in which nothing is hidden; with --allow-public this is what leaves"
     for command in ("audit", "candidates"):
         assert refused in " ".join(run(command, "a red apple")[1].split())
         assert "2 prompts leave the device" in " ".join(run(command, "a woman")[1].split())

@@ -249,6 +249,13 @@ def test_a_preview_says_the_pair_and_the_seed_that_was_drawn(run, saved, bundle_
     assert read_metadata(shown)["seed"] == 3
 
 
+def test_a_preview_of_no_steps_is_said_to_be_none(run, bundle_folder: Path, cloud_url: str, tmp_path: Path):
+    words = ["generate", PROMPT, "--bundle", bundle_folder, "--out", tmp_path / "a.png", "--cloud", cloud_url]
+    code, _, warned = run(*words, "--steps", "4", "--handoff", "4", "--preview", tmp_path / "p.png")
+    assert (code, "no preview" in warned) == (0, True)
+    assert not (tmp_path / "p.png").exists()
+
+
 def test_previews_that_cannot_be_made_are_refused(bundle: Bundle, tmp_path: Path):
     with pytest.raises(InputError, match="1 or more"):
         preview_to(tmp_path / "p.png", bundle.manifest, 0)

@@ -54,7 +54,7 @@ class Job:
     @property
     def reveals(self) -> str:
         """What the cloud learns, in words."""
-        return reveals(self.mode, self.candidates)
+        return reveals(self.mode, self.candidates, self.request.handoff == self.request.steps)
 
 
 def prepare(
@@ -144,7 +144,7 @@ def prepare(
         schedule,
         device_schedule,
         start,
-        _warnings(mode, candidates, warn_below),
+        _warnings(mode, reveals(mode, candidates, k == schedule.steps), candidates, warn_below),
         _saving(saving, pair, bundle, mode),
         mode,
     )
@@ -189,8 +189,7 @@ def _saving(asked: Saving | None, pair: Pair, bundle: Bundle, mode: str) -> Savi
     return replace(saving, every=1)
 
 
-def _warnings(mode: str, candidates: CandidateSet, warn_below: float | None) -> tuple[str, ...]:
-    told = reveals(mode, candidates)
+def _warnings(mode: str, told: str, candidates: CandidateSet, warn_below: float | None) -> tuple[str, ...]:
     notes = [] if told in (REVEALS[OBLIVIOUS], REVEALS[DEVICE]) else [f"mode {mode}: {told}"]
     notes += [f"left out of what the cloud is asked, for want of a value: {w!r}" for w in candidates.unsent]
     if warn_below is not None and candidates.attributes:

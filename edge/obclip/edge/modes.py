@@ -22,9 +22,12 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def reveals(mode: str, candidates: CandidateSet) -> str:
-    """What the cloud learns of such a job. Where nothing is hidden, candidates tell what mode hybrid does."""
-    return REVEALS[HYBRID if mode == OBLIVIOUS and not candidates.attributes else mode]
+def reveals(mode: str, candidates: CandidateSet, finished: bool = False) -> str:
+    """What the cloud learns of such a job. Where nothing is hidden, candidates tell what mode hybrid does, and either
+    what mode server does where the cloud runs all steps, so that pictures leave it `finished`."""
+    if mode == OBLIVIOUS and not candidates.attributes:
+        mode = HYBRID
+    return REVEALS[SERVER if mode == HYBRID and finished else mode]
 
 
 def in_the_clear(prompt: str) -> CandidateSet:

@@ -181,6 +181,8 @@ def generate(
                     prompt, client=client, progress=tell, save_latents=save_latents, sending=note_marks, **wanted
                 )
     result.save(out, with_prompt=save_prompt)
+    if preview is not None and not result.job.steps_here:
+        _warn(f"no steps ran on this device, so there is no preview in {preview}")
     _report(result, out, as_json, {})
 
 

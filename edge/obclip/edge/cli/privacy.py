@@ -94,7 +94,7 @@ def show_candidates(found: CandidateSet) -> None:
 def _leaving(count: int, hidden: Collection[str]) -> str:
     """What `generate` does with such a set."""
     if not hidden:
-        return "generate refuses this prompt, in which nothing is hidden; with --allow-public it leaves as it is"
+        return "generate refuses this prompt, in which nothing is hidden; with --allow-public this is what leaves"
     return f"{count} prompts leave the device" if count > 1 else "1 prompt leaves the device"
 
 

@@ -169,7 +169,7 @@ def _public(template: Template, attributes: dict[str, str], options: Options) ->
     notes = []
     if not attributes:
         notes.append(
-            "nothing differs between candidates: the cloud would read the prompt as it is, and it goes only if allowed"
+            "nothing differs between candidates: the cloud would read all that is sent, and it goes only if allowed"
         )
     if any(person.minor for person in template.people):
         notes.append("that the prompt is about a child is public; children and adults never hide each other")
