@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -98,3 +100,14 @@ def test_a_pair_file_that_is_not_utf8_is_refused(tmp_path: Path):
     (tmp_path / "mine.toml").write_bytes(b"# caf\xe9")
     with pytest.raises(InputError, match="UTF-8"):
         load_pair(str(tmp_path / "mine.toml"))
+
+
+def test_what_both_sides_must_agree_on_loads_numpy_and_the_wires_format_alone():
+    code = (
+        "import importlib, pkgutil, sys, obclip.core as core\n"
+        "before = set(sys.modules)\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(core.__path__, 'obclip.core.')]\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert set(done.stdout.split()) - {"obclip"} == {"numpy", "safetensors"}

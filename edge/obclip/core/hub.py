@@ -6,8 +6,6 @@ import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import httpx
-
 from obclip.core.errors import ModelMissingError, RunError
 from obclip.core.weights import choose_weights, shards
 
@@ -19,6 +17,7 @@ def fetch(source: str, small: Sequence[str], parts: Mapping[str, str], revision:
     ModelMissingError if the hub has no such model, or cannot be reached and nothing is here from an earlier time, or a
     download broke off. RunError: the disk is full.
     """
+    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
