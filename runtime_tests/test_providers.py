@@ -293,16 +293,17 @@ def test_a_graph_that_could_not_be_kept_is_opened_once_until_it_is_tried_again(
     graph: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     opened: list[str] = []
-    real = ort.InferenceSession
+    real, room = ort.InferenceSession, tempfile.mkdtemp
     monkeypatch.setattr(ort, "InferenceSession", lambda *a, **o: opened.append(a[0]) or real(*a, **o))
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(tmp_path / "nowhere"))
     counts = []
-    for days in (0, 0, 8):
-        for note in tmp_path.glob("kept/*"):
+    for days, full in ((0, True), (0, True), (8, True), (8, False), (0, False)):
+        monkeypatch.setattr(tempfile, "mkdtemp", (lambda **_: str(tmp_path / "nowhere")) if full else room)
+        for note in tmp_path.glob("kept/*.not-kept"):
             os.utime(note, (time.time() - days * 86_400,) * 2)
         find("cpu").open(graph, Opening(cache=tmp_path / "kept" / "graph"))
         counts.append(len(opened))
-    assert counts == [2, 3, 5]
+    assert counts == [2, 3, 5, 6, 7]
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["graph"]  # once it is kept nothing says that it was not
 
 
 def test_what_makes_room_is_never_found_half_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,24 @@ def test_the_devices_seconds_are_added_to_an_earlier_runs_of_the_cloud(tmp_path:
     other = run("table2", "--pair", "sdxl", *words)
     assert other.returncode != 0
     assert "is of realistic-vision, this of sdxl" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"steps": 24}, "other steps"), ({"seed": 9, "guidance": 1.0}, "other guidance, seed"), (None, "no seconds")],
+)
+def test_seconds_of_another_setting_are_not_added_to(tmp_path: Path, settings: dict[str, Any] | None, said: str):
+    """None: the earlier run timed nothing, and so names no dtype."""
+    earlier = json.loads((RESULTS / "table2_realistic-vision.json").read_text())
+    earlier["settings"] |= settings or {}
+    if settings is None:
+        del earlier["settings"]["dtype"]
+    path = tmp_path / "earlier.json"
+    path.write_text(json.dumps(earlier))
+    asked = Namespace(cloud_from=path, seconds=None)
+    ours = json.loads((RESULTS / "table2_realistic-vision.json").read_text())["settings"]
+    with pytest.raises(SystemExit, match=said):
+        harness.earlier_seconds(asked, load_pair("realistic-vision"), {"settings": ours})
 
 
 def test_weights_that_are_missing_are_said(tmp_path: Path):
