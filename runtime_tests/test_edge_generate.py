@@ -200,11 +200,29 @@ def test_a_device_with_steps_of_its_own_goes_on_at_k_plus_the_shift(bundle: Bund
     for _, after, _ in denoise(bundle, bundle.schedule("ddim", 12), guide, latents, 6, 1, None, job.saving):
         latents = after
     np.testing.assert_array_equal(image, bundle.decode(latents))
+    together = replace(load_pair("emoji"), steps=12, handoff=2, timestep_shift=4)
+    assert prepare(PROMPT, bundle, pair=together, handoff=8, seed=1).start == 12
     with pytest.raises(InputError, match="the device has 12 steps"):
-        prepare(PROMPT, bundle, pair=replace(pair, steps=20), handoff=9, seed=1)
-    with pytest.raises(InputError, match="go on where 2 of 4 in the cloud end; leave steps out, or give handoff"):
-        prepare(PROMPT, bundle, pair=pair, steps=8, seed=1)
-    assert prepare(PROMPT, bundle, pair=pair, steps=8, handoff=4, seed=1).start == 8
+        prepare(PROMPT, bundle, pair=together, handoff=9, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "handoff", "start"),
+    [(8, None, 12), (4, None, 12), (16, None, 12), (8, 2, 6), (8, 6, 18), (16, 4, 6), (8, 8, 25), (1, None, 25)],
+)
+def test_a_device_with_steps_of_its_own_goes_on_where_the_cloud_ends(
+    bundle: Bundle, steps: int, handoff: int | None, start: int
+):
+    """LCM-SDXL's numbers, 4 of 8 and 12 of 25, and other T and k: the noise that the cloud leaves is what the step
+    wants, within one step of the device's."""
+    own = replace(load_pair("emoji"), steps=8, handoff=4, device_steps=25, device_solver="ddim", timestep_shift=8)
+    job = prepare(PROMPT, bundle, pair=own, steps=steps, handoff=handoff, seed=1)
+    assert job.start == start
+    if start < 25:
+        left, around = job.schedule.timesteps[job.request.handoff], job.device_schedule.timesteps
+        assert around[start - 1] >= left >= around[min(start + 1, 24)]
+    else:
+        assert job.steps_here == 0
 
 
 @pytest.mark.parametrize(("steps", "handoff"), [(1, 1), (5, 2), (6, 2), (25, 10), (50, 20)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from obclip.core.errors import CloudMismatchError, InputError, PrivacyError
 from obclip.core.noise import check_seed, draw_seed
 from obclip.core.pairs import Pair, load_pair
@@ -117,6 +119,8 @@ def prepare(
     schedule, device_schedule = _schedules(bundle, pair, mode, solver, steps)
     k = _handoff(handoff, pair, schedule, mode)
     start = {SERVER: device_schedule.steps, DEVICE: 0}.get(mode, k + pair.timestep_shift)
+    if mode not in (SERVER, DEVICE) and device_schedule is not schedule:
+        start = _where(k / schedule.steps, pair)
     if start > device_schedule.steps:
         raise InputError(
             f"handoff is {k} and the pair's shift {pair.timestep_shift}: the device has {device_schedule.steps} steps"
@@ -162,16 +166,18 @@ def _schedules(
     return cloud, cloud if pair.device_solver is None and pair.device_steps is None else own
 
 
+def _where(share: float, pair: Pair) -> int:
+    """The step of its own with which the device goes on behind that share of the cloud's steps: the pair's for the
+    pair's share, none behind all of them, and in between as far."""
+    shares, steps = (0.0, pair.handoff / pair.steps, 1.0), (0, pair.handoff + pair.timestep_shift, pair.steps_on_device)
+    return round(float(np.interp(share, shares, steps)))
+
+
 def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> int:
     if mode in (SERVER, DEVICE):
         if asked is not None:
             raise InputError(f"with mode {mode} all steps run in one place; leave handoff out")
         return schedule.steps
-    if asked is None and pair.device_steps is not None and schedule.steps != pair.steps:
-        raise InputError(
-            f"the device of the pair {pair.name} has steps of its own, which go on where {pair.handoff} of "
-            f"{pair.steps} in the cloud end; leave steps out, or give handoff too"
-        )
     k = asked if asked is not None else max(1, round(schedule.steps * pair.handoff / pair.steps))
     if not 1 <= k <= schedule.steps:
         raise InputError(f"handoff is {k}; it must be from 1 to steps ({schedule.steps})")

@@ -35,7 +35,8 @@ class Pair:
 
     handoff_history: whether the device continues from latents and x0 history or from latents alone. device_solver,
     device_steps: of the device, by default the cloud's. It goes on at step k + Δt of its own steps, so that a cloud
-    of 8 steps can be followed by a device that takes 25 (the paper's LCM-SDXL).
+    of 8 steps can be followed by a device that takes 25 (the paper's LCM-SDXL); for another share of the cloud's steps
+    than k of T, at the step of its own that is as far.
     """
 
     name: str
