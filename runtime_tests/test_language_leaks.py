@@ -44,6 +44,8 @@ def prompts(text: str) -> tuple[str, ...]:
         ("a portrait of a {} woman", ["dark brown skinned", "pale white skinned", "bronzed skinned"]),
         ("a portrait of a {} woman", ["darkskin", "lightskin"]),
         ("{} village woman", ["an old", "a young", "a middle-aged"]),
+        ("{} folk on a bench", ["old", "young", "middle-aged"]),
+        ("a {} woman at a window", ["wizened", "young"]),
         ("{} makeup artist", ["a black", "an asian", "a white"]),
         ("{} bikini model", ["a black", "an asian", "a white"]),
         ("{} car salesman", ["a black", "an asian"]),
