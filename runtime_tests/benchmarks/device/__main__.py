@@ -21,21 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from obclip.core.files import atomic_write_bytes
-from obclip.core.noise import initial_noise
 from obclip.core.pairs import load_pair
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.edge.machine import machine
 from obclip.export import Calibration, export_bundle
+from obclip.export.quantise.cloud_half import handed_over
 
 from ..checkpoints import make_checkpoint, make_tiny_decoder
 from .report import peaks, summary, table
 from .systems import System, has_bf16, systems_of
 
-STEPS = 25
+STEPS, SEED = 25, 1000
 FLOORS_DB = {"openvino": 33.0, "cpu": 34.0}  # UNet and decoder each, so that together they are above 30
 _SETTINGS: dict[str, Any] = {
     "prompt": "noto style emoji of a woman cook", "negative": "", "guidance": 7.5, "steps": STEPS, "height": 512,
@@ -79,16 +78,13 @@ def _tell(part: str, phase: str, seconds: float) -> None:
 
 
 def latents_at(work: Path, checkpoint: str, k: int) -> Path:
-    """What a cloud would return at step k: smooth clean latents of unit variance under the schedule's noise."""
-    config = json.loads((work / checkpoint / "scheduler" / "scheduler_config.json").read_text())
-    schedule = build_schedule(ScheduleConfig.from_dict(config), "ddim", STEPS)
-    coarse = torch.from_numpy(initial_noise(1, (4, 16, 16)))[None]
-    clean = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[0].numpy()
-    clean /= clean.std()
-    alpha = float(schedule.alphas[k])
-    x = alpha * clean + np.sqrt(1 - alpha**2) * initial_noise(2, (4, 64, 64))
-    path = work / f"latents_{k}.npy"
-    np.save(path, x.astype(np.float16).astype(np.float32)[None])
+    """What the checkpoint hands over as the cloud's model at step k, made once; the seed is none of calibration's."""
+    path = work / f"latents_{checkpoint}_{k}.npy"
+    if not path.exists():
+        config = ScheduleConfig.of_model(work / checkpoint)
+        pair, schedule = load_pair(str(work / "pair.toml")), build_schedule(config, "ddim", STEPS)
+        ((x, _),) = handed_over(pair, work / checkpoint, schedule, [_SETTINGS["prompt"]], [SEED], k)
+        np.save(path, x[None])
     return path
 
 
