@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from obclip.cloud.model import load_model
 from obclip.core.pairs import load_pair
-from runtime_tests.benchmarks.crypto.__main__ import ONE_HEAD, to_measure, unets
+from runtime_tests.benchmarks.crypto.__main__ import ONE_HEAD, known, to_measure, unets
 from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, measured_as, two_parties, work
 from runtime_tests.benchmarks.crypto.pictures import errors_of, noisy
 from runtime_tests.benchmarks.layers import Layer
@@ -121,3 +121,11 @@ def test_every_shape_of_both_unets_is_measured_and_of_the_slow_protocol_all_of_t
     assert all((layer.kind, layer.shape) in wanted["cheetah"] for layer in layers["emoji"])
     assert ("attention", (8, 1024, 1024, 80)) not in wanted["cheetah"]
     assert all(np.prod(shape[:3]) < 2e7 for kind, shape in wanted["semi2k"] if kind == "attention")  # of memory
+
+
+def test_what_is_measured_is_not_measured_again():
+    wanted = [("silu", [8]), ("linear", [1, 2, 3]), ("conv", [4, 4, 1, 2, 2])]
+    there = [{"kind": "linear", "shape": [1, 2, 3], "seconds": 1.0}, {"kind": "silu", "shape": [9], "seconds": 2.0}]
+    rows, lacking = known(wanted, there)
+    assert rows == {("linear", (1, 2, 3)): there[0]}
+    assert lacking == [wanted[0], wanted[2]]

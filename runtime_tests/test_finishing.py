@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from obclip.core.errors import InputError
+from obclip.core.received import Received, differences
 from obclip.edge import Bundle, Client, generate
 from obclip.edge.generate import resume
 from obclip.edge.image import read_metadata
 from obclip.edge.modes import REVEALS
 from obclip.edge.preview import preview, preview_to
 from obclip.edge.providers.onnx_runtime import OnnxRuntimeSession
-from obclip.edge.received import Received, differences
 
 PROMPT = "noto style emoji of a woman cook"
 

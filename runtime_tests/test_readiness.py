@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from obclip.core.errors import BundleError, CloudError
+from obclip.core.received import Received
 from obclip.edge import Bundle, Client, generate
 from obclip.edge.job import prepare
 from obclip.edge.readiness import Readying, ready
-from obclip.edge.received import Received
 
 PROMPT = "noto style emoji of a woman cook"
 ASKED = dict(seed=3, steps=6, handoff=3)

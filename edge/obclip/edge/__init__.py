@@ -18,12 +18,12 @@ from obclip.core.errors import (
     PrivacyError,
     RunError,
 )
+from obclip.core.received import Received
 from obclip.edge.audit import AuditReport, audit
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
 from obclip.edge.generate import Result, generate, resume
 from obclip.edge.oblivious import CandidateSet, Options, Policy, candidate_set, load_policy
-from obclip.edge.received import Received
 
 __all__ = [
     "AuditReport",

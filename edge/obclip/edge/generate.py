@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from obclip.core.errors import CloudMismatchError, InputError
+from obclip.core.received import Received, differences
 from obclip.core.wire import Response
 from obclip.edge.bundle import Bundle
 from obclip.edge.client import Client
@@ -26,7 +27,6 @@ from obclip.edge.image import save_png
 from obclip.edge.job import Job, prepare
 from obclip.edge.modes import DEVICE, SERVER
 from obclip.edge.readiness import Readying, ready
-from obclip.edge.received import Received, differences
 
 Progress = Callable[[str, int, int], None]
 Watch = Callable[[int, NDArray[np.float32]], None]  # steps done, the clean latents they imply, float32 [4, h, w]

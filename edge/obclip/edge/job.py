@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from obclip.core.errors import CloudMismatchError, InputError, PrivacyError
 from obclip.core.noise import check_seed, draw_seed
 from obclip.core.pairs import Pair, load_pair
@@ -118,9 +116,7 @@ def prepare(
         )
     schedule, device_schedule = _schedules(bundle, pair, mode, solver, steps)
     k = _handoff(handoff, pair, schedule, mode)
-    start = {SERVER: device_schedule.steps, DEVICE: 0}.get(mode, k + pair.timestep_shift)
-    if mode not in (SERVER, DEVICE) and device_schedule is not schedule:
-        start = _where(k / schedule.steps, pair)
+    start = {SERVER: device_schedule.steps, DEVICE: 0}.get(mode, pair.start_on_device(k, schedule.steps))
     if start > device_schedule.steps:
         raise InputError(
             f"handoff is {k} and the pair's shift {pair.timestep_shift}: the device has {device_schedule.steps} steps"
@@ -164,13 +160,6 @@ def _schedules(
         return own, own
     cloud = bundle.schedule(solver or pair.solver, steps if steps is not None else pair.steps)
     return cloud, cloud if pair.device_solver is None and pair.device_steps is None else own
-
-
-def _where(share: float, pair: Pair) -> int:
-    """The step of its own with which the device goes on behind that share of the cloud's steps: the pair's for the
-    pair's share, none behind all of them, and in between as far."""
-    shares, steps = (0.0, pair.handoff / pair.steps, 1.0), (0, pair.handoff + pair.timestep_shift, pair.steps_on_device)
-    return round(float(np.interp(share, shares, steps)))
 
 
 def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> int:

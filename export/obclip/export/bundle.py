@@ -298,10 +298,12 @@ def _key(digest: str, options: _Options, source: Path) -> str:
     """What the parts of an unfinished export must have been made from to be taken."""
     large = options.calibration.large if options.calibration else None
     others = [Path(folder) for folder in (options.tiny_decoder, large) if folder is not None]
+    received = options.calibration.received if options.calibration else ()
     tools = {tool: version(tool) for tool in _TOOLS} | _judges()
     read = [source / "model_index.json", *sorted(source.glob("*/*.json"))]
     settings = [(str(p.relative_to(source)), sha256_file(p)) for p in read]
     dated = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for f in others for p in sorted(f.rglob("*.*"))]
+    dated += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in received if p.is_file()]
     made_from = [digest, asdict(options), tools, settings, dated]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
 

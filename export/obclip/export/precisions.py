@@ -12,6 +12,7 @@ from obclip.core.manifest import Variant
 from obclip.core.pairs import ModelRef, Pair
 from obclip.export.partial import Partial, Record
 from obclip.export.quantise import prompts
+from obclip.export.quantise.begun import Begun, begun_by_cloud
 from obclip.export.quantise.run import PRECISIONS
 from obclip.export.quantise.variants import Setting, prepare, quantise_decoder, quantise_unet
 from obclip.export.quantise.verdict import FLOOR_DB
@@ -25,15 +26,22 @@ _UNKNOWN = ModelRef("")
 class Calibration:
     """pair: its solver, steps, k and guidance; by default 25 steps of DPM-Solver++ from k = 10 at 7.5.
 
-    large: diffusers folder of the cloud's model, whose latents at step k the device goes on with; without it the
-    device's own model starts from noise. prompts: how many; a quarter of them judges. floor_db: of finished pictures,
-    for all targets or for each: runtimes differ in what a layer loses, and in what a layer in float costs them.
+    large: diffusers folder of the cloud's model, whose latents at step k the device goes on with; received: or files
+    of what a cloud sent (`Received.save`), which the device goes on with as it was asked for; without either the
+    device's own model starts from noise. prompts: how many, or how many latents at most; a quarter of them judges.
+    floor_db: of finished pictures, for all targets or for each: runtimes differ in what a layer loses, and in what a
+    layer in float costs them. InputError for large and received both.
     """
 
     pair: Pair | None = None
     large: Path | None = None
     prompts: int = 8
     floor_db: float | Mapping[str, float] = FLOOR_DB
+    received: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.large is not None and self.received:
+            raise InputError("calibration goes on from a large model's latents or from received ones; leave one out")
 
     def floor_of(self, target: str) -> float:
         """A target that the mapping does not name has the default."""
@@ -110,14 +118,19 @@ def _setting(partial: Partial, calibration: Calibration, wanted: Wanted, shapes:
     pair = calibration.pair or Pair(
         "calibration", _UNKNOWN, _UNKNOWN, "dpm++2m", 25, 10, 7.5, height, width, shapes.channels, shapes.downscale
     )
-    if (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):
+    begun: tuple[Begun, ...] = ()
+    if calibration.received:
+        pair, begun = begun_by_cloud(calibration.received, calibration.prompts, calibration.pair)
+        if pair.latent_shape != (shapes.channels, shapes.height, shapes.width):
+            raise InputError(f"the received latents are {pair.latent_shape}, the model's are of another shape")
+    elif (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):
         pair = replace(pair, height=height, width=width, latent_channels=shapes.channels)
     setting = prepare(
         pair, partial.folder, prompts.choose(pair.name, calibration.prompts), shapes.latent_scale,
-        large=calibration.large, external_above_bytes=wanted.external_above_bytes,
+        large=calibration.large, begun=begun, external_above_bytes=wanted.external_above_bytes,
         measured=partial.note("sensitivity"),
     )  # fmt: skip
-    report("calibration", f"{calibration.prompts} trajectories", time.perf_counter() - started)
+    report("calibration", f"{len(setting.calibrate) + len(setting.judge)} trajectories", time.perf_counter() - started)
     return setting
 
 

@@ -34,9 +34,9 @@ from ..layers import Layer, layers_of
 from .compose import NETWORKS, Fit, he_bound_s, measured_as, two_parties
 
 HERE = Path(__file__).parent
-# what a layer that is measured may have, so that it takes a minute or two: multiply-accumulates for each pixel of the
-# kernel (that is what Cheetah's convolutions go with), elements; of the embedded pair every one is small enough
-LARGEST = {"semi2k": (math.inf, math.inf), "cheetah": (450_000_000, 350_000)}
+# what a layer that is measured may have: multiply-accumulates for each pixel of the kernel (that is what Cheetah's
+# convolutions go with; one of 640 channels takes more than 20 GB), elements. Of the embedded pair every one is in it
+LARGEST = {"semi2k": (math.inf, math.inf), "cheetah": (100_000_000, 90_000)}
 ONE_HEAD = 10_000_000  # elements of an attention from which on one head is measured instead of all: gigabytes a tensor
 BLOCK = (4, 64, 64, 32)  # the attention block on which MPCViT's weights are compared with softmax
 
@@ -75,6 +75,15 @@ def run_in(python: Path, script: str, *words: str) -> None:
         raise SystemExit(f"{script} ended with {ended.returncode}; `make crypto` makes its environment")
 
 
+def known(
+    wanted: list[tuple[str, list[int]]], measured: list[dict[str, Any]]
+) -> tuple[dict[tuple[str, tuple[int, ...]], dict[str, Any]], list[tuple[str, list[int]]]]:
+    """Of what is wanted the rows that are there, by kind and shape, and what is not."""
+    keys = {(kind, tuple(shape)) for kind, shape in wanted}
+    rows = {_key(r): r for r in measured if _key(r) in keys}
+    return rows, [(kind, shape) for kind, shape in wanted if (kind, tuple(shape)) not in rows]
+
+
 def measured_here(result: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
     """Layers that an earlier run measured, on a machine like this one."""
     here, there = machine(), result.get("machine", {})
@@ -105,12 +114,10 @@ def main() -> None:
             result["he"] = {"operations": operations, "bounds": bounds}
         for protocol in [p for p in ("semi2k", "cheetah") if p in asked.only]:
             wanted = to_measure(layers, protocol)
-            had = {_key(r): r for r in measured_here(before, protocol)} if asked.add else {}
-            spec, rows = Path(folder) / "spec.json", {k: r for k, r in had.items() if [k[0], list(k[1])] in wanted}
-            spec.write_text(json.dumps({
-                "protocol": protocol, "runs": asked.runs if protocol == "semi2k" else 1,
-                "layers": [one for one in wanted if (one[0], tuple(one[1])) not in rows],
-            }))  # fmt: skip
+            rows, lacking = known(wanted, measured_here(before, protocol) if asked.add else [])
+            spec = Path(folder) / "spec.json"
+            runs = asked.runs if protocol == "semi2k" else 1
+            spec.write_text(json.dumps({"protocol": protocol, "runs": runs, "layers": lacking}))
             try:
                 run_in(asked.python, "mpc.py", str(spec), str(out))
             finally:  # what was measured before something failed is kept

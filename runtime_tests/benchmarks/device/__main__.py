@@ -21,20 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from obclip.core.files import atomic_write_bytes
+from obclip.core.noise import initial_noise
 from obclip.core.pairs import load_pair
+from obclip.core.received import Received
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
+from obclip.core.wire import Request, Response
 from obclip.edge.machine import machine
 from obclip.export import Calibration, export_bundle
-from obclip.export.quantise.cloud_half import handed_over
+from obclip.export.quantise.prompts import PEOPLE
 
 from ..checkpoints import make_checkpoint, make_tiny_decoder
 from .report import peaks, summary, table
 from .systems import System, has_bf16, systems_of
 
-STEPS, SEED = 25, 1000
+STEPS = 25
 FLOORS_DB = {"openvino": 33.0, "cpu": 34.0}  # UNet and decoder each, so that together they are above 30
 _SETTINGS: dict[str, Any] = {
     "prompt": "noto style emoji of a woman cook", "negative": "", "guidance": 7.5, "steps": STEPS, "height": 512,
@@ -68,7 +73,8 @@ def prepare(work: Path, checkpoint: str, prompts: int) -> None:
             str(work / checkpoint), work / "bundle", targets=("openvino", "cpu"), tiny_decoder=work / "taesd",
             precisions=() if checkpoint == "bk-sdm-tiny" else ("int8",), progress=_tell,
             calibration=Calibration(
-                load_pair(str(work / "pair.toml")), large=work / checkpoint, prompts=prompts, floor_db=FLOORS_DB
+                load_pair(str(work / "pair.toml")), prompts=prompts, floor_db=FLOORS_DB,
+                received=received(work, checkpoint, prompts),
             ),
         )  # fmt: skip
 
@@ -77,15 +83,30 @@ def _tell(part: str, phase: str, seconds: float) -> None:
     print(f"{part}: {phase} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
-def latents_at(work: Path, checkpoint: str, k: int) -> Path:
-    """What the checkpoint hands over as the cloud's model at step k, made once; the seed is none of calibration's."""
-    path = work / f"latents_{checkpoint}_{k}.npy"
-    if not path.exists():
-        config = ScheduleConfig.of_model(work / checkpoint)
-        pair, schedule = load_pair(str(work / "pair.toml")), build_schedule(config, "ddim", STEPS)
-        ((x, _),) = handed_over(pair, work / checkpoint, schedule, [_SETTINGS["prompt"]], [SEED], k)
-        np.save(path, x[None])
-    return path
+def latents_at(work: Path, checkpoint: str, k: int, number: int = 0) -> tuple[NDArray[np.float16], str]:
+    """[1, 4, 64, 64], as a cloud would return at step k: smooth clean latents of unit variance under the schedule's
+    noise; and the schedule's digest. Each number has latents of its own."""
+    schedule = build_schedule(ScheduleConfig.of_model(work / checkpoint), "ddim", STEPS)
+    coarse = torch.from_numpy(initial_noise(1 + 2 * number, (4, 16, 16)))[None]
+    clean = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[0].numpy()
+    clean /= clean.std()
+    alpha = float(schedule.alphas[k])
+    x = alpha * clean + np.sqrt(1 - alpha**2) * initial_noise(2 + 2 * number, (4, 64, 64))
+    return x.astype(np.float16)[None], schedule.digest
+
+
+def received(work: Path, checkpoint: str, count: int) -> tuple[Path, ...]:
+    """What calibration goes on from: latents like those that are timed, of other numbers and prompts."""
+    pair, paths = load_pair(str(work / "pair.toml")), []
+    for number, prompt in enumerate(PEOPLE[:count], 1):
+        x, digest = latents_at(work, checkpoint, pair.handoff, number)
+        request = Request(
+            pair=pair.digest, candidates=(prompt,), negative_prompt="", seed=number, height=pair.height,
+            width=pair.width, steps=pair.steps, handoff=pair.handoff, guidance=pair.guidance, solver=pair.solver,
+        )  # fmt: skip
+        paths.append(work / f"received_{number}.safetensors")
+        Received(request, Response(x, None, pair.handoff, digest, "0" * 64)).save(paths[-1])
+    return tuple(paths)
 
 
 def result_file(work: Path, system: System, ks: list[int], number: int) -> Path:
@@ -100,7 +121,11 @@ def run_one(work: Path, checkpoint: str, system: System, ks: list[int], peers: P
     folder.mkdir(exist_ok=True)
     if done.is_file():
         return dict(json.loads(done.read_text()))
-    jobs = [{"k": k, "latents": str(latents_at(work, checkpoint, k)), "out": str(folder / f"{name}.{k}")} for k in ks]
+    jobs = []
+    for k in ks:
+        latents = work / f"latents_{k}.npy"
+        np.save(latents, latents_at(work, checkpoint, k)[0].astype(np.float32))
+        jobs.append({"k": k, "latents": str(latents), "out": str(folder / f"{name}.{k}")})
     spec: dict[str, Any] = {
         "system": system.name,
         "checkpoint": str(work / checkpoint),

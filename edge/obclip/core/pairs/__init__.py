@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.files import read_text
 from obclip.core.schedule import SOLVERS
@@ -94,6 +96,15 @@ class Pair:
     @property
     def steps_on_device(self) -> int:
         return self.steps if self.device_steps is None else self.device_steps
+
+    def start_on_device(self, handoff: int, steps: int) -> int:
+        """The device's step that goes on behind `handoff` of the cloud's `steps`. With steps or a solver of its own:
+        the pair's for the pair's share, none behind all of them, and in between as far."""
+        if self.device_solver is None and self.device_steps is None:
+            return handoff + self.timestep_shift
+        shares = (0.0, self.handoff / self.steps, 1.0)
+        own = (0, self.handoff + self.timestep_shift, self.steps_on_device)
+        return round(float(np.interp(handoff / steps, shares, own)))
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ from obclip.core.errors import InputError
 from obclip.core.files import check_writable
 from obclip.core.noise import draw_seed
 from obclip.core.pairs import load_pair
+from obclip.core.received import Received
 from obclip.edge.bundle import Bundle
 from obclip.edge.cli.output import (
     Decoder,
@@ -55,7 +56,6 @@ from obclip.edge.modes import DEVICE, OBLIVIOUS, check_mode
 from obclip.edge.oblivious.history import changed_marks, history_path, remember_marks
 from obclip.edge.oblivious.marks import protect as mark
 from obclip.edge.preview import preview_to
-from obclip.edge.received import Received
 
 Seed = Annotated[int | None, typer.Option(help="0 to 2^53-1; drawn and printed when not given.")]
 

@@ -15,6 +15,7 @@ from obclip.core.errors import InputError, ModelMissingError
 from obclip.core.files import check_writable
 from obclip.core.manifest import Manifest
 from obclip.core.pairs import load_pair, shipped_pairs
+from obclip.core.received import Received, is_safetensors
 from obclip.edge.bench import Report, plot, require_plotting, run_bench
 from obclip.edge.bundle import Bundle, find_bundle
 from obclip.edge.cli.output import (
@@ -42,7 +43,6 @@ from obclip.edge.doctor import examine
 from obclip.edge.image import read_metadata
 from obclip.edge.modes import HYBRID
 from obclip.edge.providers.base import Opening
-from obclip.edge.received import Received, is_safetensors
 from obclip.edge.tuning import Tuned
 from obclip.edge.tuning import tune as tune_bundle
 from obclip.edge.tuning import untune as forget_tuned
@@ -72,7 +72,13 @@ def export(
     calibrate_with: Annotated[
         Path | None, typer.Option(help="Diffusers folder of the cloud's model; calibration goes on from its latents.")
     ] = None,
-    calibration_prompts: Annotated[int, typer.Option(help="Prompts that int8 is calibrated on and judged by.")] = 8,
+    calibrate_from: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of --save-latents; calibration goes on from what a cloud sent. May be repeated."),
+    ] = None,
+    calibration_prompts: Annotated[
+        int, typer.Option(help="Prompts, or latents at most, that int8 is calibrated on and judged by.")
+    ] = 8,
     picture_psnr: Annotated[
         str,
         typer.Option(
@@ -106,6 +112,7 @@ def export(
     calibration = Calibration(
         pair=load_pair(pair) if pair is not None else None,
         large=calibrate_with,
+        received=tuple(calibrate_from or ()),
         prompts=calibration_prompts,
         floor_db=_floors(picture_psnr),
     )

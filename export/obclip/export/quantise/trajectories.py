@@ -19,6 +19,7 @@ from obclip.core.noise import initial_noise
 from obclip.core.pairs import Pair
 from obclip.core.schedule import Schedule, build_schedule
 from obclip.core.schedule_config import ScheduleConfig
+from obclip.export.quantise.begun import Begun
 from obclip.export.quantise.conditions import encode
 from obclip.export.quantise.graph import Feed
 from obclip.export.quantise.unets import DeviceUnet, Pass, Unet, WholeUnet, denoise
@@ -66,19 +67,26 @@ def trajectories(
         from obclip.export.quantise.cloud_half import handed_over  # PyTorch, which nothing else here needs
 
         theirs, k = _schedule(bundle, pair.solver, steps or pair.steps), start - pair.timestep_shift
-        begun: list[tuple[Float32, Float32 | None]] = list(handed_over(pair, large, theirs, prompts, seeds, k))
+        latents: list[tuple[Float32, Float32 | None]] = list(handed_over(pair, large, theirs, prompts, seeds, k))
     else:
         scale = np.float32(schedule.initial_scale)
-        begun = [(np.asarray(scale * initial_noise(s, pair.latent_shape), np.float32), None) for s in seeds]
+        latents = [(np.asarray(scale * initial_noise(s, pair.latent_shape), np.float32), None) for s in seeds]
+    begun = [Begun(p, s, start, *of) for p, s, of in zip(prompts, seeds, latents, strict=True)]
+    return finished(pair, bundle, begun, schedule)
+
+
+def finished(pair: Pair, bundle: Path, begun: Sequence[Begun], schedule: Schedule) -> list[Trajectory]:
+    """Each of `begun`, taken to the end by the fp32 models of `bundle`."""
+    prompts = [b.prompt for b in begun]
     conditions = encode(bundle, [*prompts, ""], (pair.height, pair.width), pair.guidance)
     guided = "timestep_cond" not in conditions[""] and pair.guidance != 1.0
     unet, made = WholeUnet(bundle / "unet" / "model.onnx", schedule), []
-    for prompt, seed, (x, x0) in zip(prompts, seeds, begun, strict=True):
-        branches = (conditions[prompt], conditions[""]) if guided else (conditions[prompt],)
-        kept = x0 if pair.handoff_history else None
+    for b in begun:
+        branches = (conditions[b.prompt], conditions[""]) if guided else (conditions[b.prompt],)
+        kept = b.x0 if pair.handoff_history else None
         seen: list[Pass] = []
-        last = denoise(unet, schedule, x, start, branches, pair.guidance, kept, seed, seen)
-        made.append(Trajectory(prompt, seed, start, x, kept, branches, tuple(seen), last))
+        last = denoise(unet, schedule, b.x, b.start, branches, pair.guidance, kept, b.seed, seen)
+        made.append(Trajectory(b.prompt, b.seed, b.start, b.x, kept, branches, tuple(seen), last))
     del unet
     gc.collect()
     return made

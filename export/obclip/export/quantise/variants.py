@@ -17,6 +17,7 @@ from obclip.core.manifest import Variant
 from obclip.core.pairs import Pair
 from obclip.core.schedule import Schedule
 from obclip.export.external import EXTERNAL_ABOVE_BYTES, SharedData
+from obclip.export.quantise.begun import Begun
 from obclip.export.quantise.graph import Feed, every, layers, load_graph
 from obclip.export.quantise.measured import Measured
 from obclip.export.quantise.qdq import tensors_to_range
@@ -29,6 +30,7 @@ from obclip.export.quantise.trajectories import (
     decoder_inputs,
     device_inputs,
     device_schedule,
+    finished,
     trajectories,
     unet_inputs,
 )
@@ -67,18 +69,23 @@ def prepare(
     latent_scale: float,
     *,
     large: Path | None = None,
+    begun: Sequence[Begun] = (),
     floor_db: float = FLOOR_DB,
     external_above_bytes: int = EXTERNAL_ABOVE_BYTES,
     measured: Path | None = None,
 ) -> Setting:
     """Trajectories of `prompts`, seeds 0, 1, ...; every fourth judges and is not calibrated on.
 
-    large: diffusers folder of the cloud's model. measured: file that keeps sensitivity. InputError for fewer
-    than two prompts.
+    large: diffusers folder of the cloud's model. begun: what a cloud sent, in place of prompts. measured: file that
+    keeps sensitivity. InputError for fewer than two of them.
     """
-    if len(prompts) < 2:
-        raise InputError(f"{len(prompts)} prompts: at least two are needed, one to calibrate on and one to judge by")
-    found = trajectories(pair, bundle, prompts, range(len(prompts)), large=large)
+    if (count := len(begun or prompts)) < 2:
+        what = "latents" if begun else "prompts"
+        raise InputError(f"{count} {what}: at least two are needed, one to calibrate on and one to judge by")
+    if begun:
+        found = finished(pair, bundle, begun, device_schedule(pair, bundle))
+    else:
+        found = trajectories(pair, bundle, prompts, range(len(prompts)), large=large)
     held = set(range(1, len(found), 4))
     return Setting(
         pair, bundle, device_schedule(pair, bundle),

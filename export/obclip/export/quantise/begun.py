@@ -1,0 +1,67 @@
+"""What a cloud really sent, as where calibration begins: files that `obclip generate --save-latents` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from obclip.core.errors import InputError
+from obclip.core.pairs import Pair, load_pair, shipped_pairs
+from obclip.core.received import Received, differences
+from obclip.core.wire import Request
+
+Float32 = NDArray[np.float32]
+_ONE_EACH = ("candidates", "negative_prompt", "seed", "want_x0")  # what may differ from file to file
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Latents before the device's step `start`, and the clean ones the cloud knew then, or None; float32 [C, h, w]."""
+
+    prompt: str
+    seed: int
+    start: int
+    x: Float32
+    x0: Float32 | None
+
+
+def begun_by_cloud(files: Sequence[Path], count: int, pair: Pair | None = None) -> tuple[Pair, tuple[Begun, ...]]:
+    """At most `count` latents, of all files in turn, and the pair with the settings that they were asked for with.
+
+    pair: by default the shipped one that they are of. InputError: a file that holds no latents, files with different
+    settings, of another or an unknown pair, or with all steps run.
+    """
+    found = [Received.load(path) for path in files]
+    first = found[0].request
+    for path, other in zip(files[1:], found[1:], strict=True):
+        if wrong := [text for text in differences(first, other.request) if text.partition(" ")[0] not in _ONE_EACH]:
+            raise InputError(f"{path} and {files[0]} were asked for with different settings: {', '.join(wrong)}")
+    pair = pair or _pair_of(first)
+    if first.pair != pair.digest:
+        raise InputError(f"{files[0]} answers a request of another pair than {pair.name}")
+    start = pair.start_on_device(first.handoff, first.steps)
+    if first.handoff == first.steps:
+        raise InputError(f"in {files[0]} all {first.steps} steps have run: a device has none left to calibrate for")
+    asked = replace(pair, solver=first.solver, steps=first.steps, handoff=first.handoff, guidance=first.guidance)
+    return asked, tuple(
+        Begun(r.request.candidates[i], r.request.seed, start, *_latents(r, i))
+        for i in range(max(len(r.request.candidates) for r in found))
+        for r in found
+        if i < len(r.request.candidates)
+    )[:count]
+
+
+def _latents(received: Received, index: int) -> tuple[Float32, Float32 | None]:
+    x, x0 = received.response.latents[index], received.response.x0
+    return x.astype(np.float32), None if x0 is None else x0[index].astype(np.float32)
+
+
+def _pair_of(request: Request) -> Pair:
+    for name in shipped_pairs():
+        if load_pair(name).digest == request.pair:
+            return load_pair(name)
+    raise InputError("the latents are of a pair that does not come with this package; name its file with --pair")
