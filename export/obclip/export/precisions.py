@@ -10,6 +10,7 @@ from pathlib import Path
 from obclip.core.errors import InputError
 from obclip.core.manifest import Variant
 from obclip.core.pairs import ModelRef, Pair
+from obclip.core.schedule_config import ScheduleConfig
 from obclip.export.partial import Partial, Record
 from obclip.export.quantise import prompts
 from obclip.export.quantise.begun import Begun, begun_by_cloud
@@ -120,7 +121,9 @@ def _setting(partial: Partial, calibration: Calibration, wanted: Wanted, shapes:
     )
     begun: tuple[Begun, ...] = ()
     if calibration.received:
-        pair, begun = begun_by_cloud(calibration.received, calibration.prompts, calibration.pair)
+        pair, begun = begun_by_cloud(
+            calibration.received, calibration.prompts, ScheduleConfig.of_model(partial.folder), calibration.pair
+        )
         if pair.latent_shape != (shapes.channels, shapes.height, shapes.width):
             raise InputError(f"the received latents are {pair.latent_shape}, the model's are of another shape")
     elif (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):

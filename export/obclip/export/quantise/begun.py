@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from obclip.core.errors import InputError
 from obclip.core.pairs import Pair, load_pair, shipped_pairs
 from obclip.core.received import Received, differences
+from obclip.core.schedule import build_schedule
+from obclip.core.schedule_config import ScheduleConfig
 from obclip.core.wire import Request
 
 Float32 = NDArray[np.float32]
@@ -29,11 +31,13 @@ class Begun:
     x0: Float32 | None
 
 
-def begun_by_cloud(files: Sequence[Path], count: int, pair: Pair | None = None) -> tuple[Pair, tuple[Begun, ...]]:
+def begun_by_cloud(
+    files: Sequence[Path], count: int, config: ScheduleConfig, pair: Pair | None = None
+) -> tuple[Pair, tuple[Begun, ...]]:
     """At most `count` latents, of all files in turn, and the pair with the settings that they were asked for with.
 
-    pair: by default the shipped one that they are of. InputError: a file that holds no latents, files with different
-    settings, of another or an unknown pair, or with all steps run.
+    config: of the device's model. pair: by default the shipped one that they are of. InputError: a file that holds no
+    latents, files with different settings, of another or an unknown pair or schedule, or with all steps run.
     """
     found = [Received.load(path) for path in files]
     first = found[0].request
@@ -43,6 +47,9 @@ def begun_by_cloud(files: Sequence[Path], count: int, pair: Pair | None = None) 
     pair = pair or _pair_of(first)
     if first.pair != pair.digest:
         raise InputError(f"{files[0]} answers a request of another pair than {pair.name}")
+    digest = build_schedule(config, first.solver, first.steps).digest
+    if others := [path for path, r in zip(files, found, strict=True) if r.response.schedule != digest]:
+        raise InputError(f"the latents in {others[0]} were made with another schedule than this model's")
     start = pair.start_on_device(first.handoff, first.steps)
     if first.handoff == first.steps:
         raise InputError(f"in {files[0]} all {first.steps} steps have run: a device has none left to calibrate for")
