@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from obclip.cloud.model import load_model
 from obclip.core.pairs import load_pair
-from runtime_tests.benchmarks.crypto.__main__ import ONE_HEAD, known, to_measure, unets
+from runtime_tests.benchmarks.crypto.__main__ import ONE_HEAD, known, laid_over, to_measure, unets
 from runtime_tests.benchmarks.crypto.compose import Fit, he_bound_s, he_operations, measured_as, two_parties, work
 from runtime_tests.benchmarks.crypto.pictures import errors_of, noisy
 from runtime_tests.benchmarks.layers import Layer
@@ -129,3 +129,7 @@ def test_what_is_measured_is_not_measured_again():
     rows, lacking = known(wanted, there)
     assert rows == {("linear", (1, 2, 3)): there[0]}
     assert lacking == [wanted[0], wanted[2]]
+    made = [{"kind": "silu", "shape": [8], "seconds": 3.0}]
+    assert laid_over(there, made, wanted) == [*there, *made]  # a run that broke off loses nothing
+    rest = [made[0] | {"kind": kind, "shape": shape} for kind, shape in lacking]
+    assert laid_over(there, rest, wanted) == [there[0], *rest]

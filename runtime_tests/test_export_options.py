@@ -17,6 +17,7 @@ import obclip.export.bundle as bundle_module
 import obclip.export.precisions as precisions_module
 from obclip.core.errors import InputError, ModelMissingError, ObclipError, RunError
 from obclip.core.manifest import Variant
+from obclip.core.schedule_config import ScheduleConfig
 from obclip.export import Calibration, export_bundle
 from obclip.export.partial import Record
 from obclip.export.quantise.variants import Setting
@@ -193,3 +194,16 @@ def test_half_a_download_is_not_taken_for_a_model(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with pytest.raises(kind, match=said):
         open_source("somebody/model")
+
+
+def test_a_bundle_and_the_cloud_take_an_old_models_schedule_as_diffusers_does(small_folder: Path, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(small_folder, source)
+    file = source / "scheduler" / "scheduler_config.json"
+    settings = json.loads(file.read_text())
+    del settings["steps_offset"]
+    file.write_text(json.dumps(settings))
+    manifest = export_bundle(source, tmp_path / "b", components=("text_encoder",), verify=False)
+    assert manifest.schedule_config["steps_offset"] == 1
+    assert ScheduleConfig.from_dict(manifest.schedule_config) == ScheduleConfig.of_model(source)
+    assert ScheduleConfig.of_model(tmp_path / "b") == ScheduleConfig.of_model(source)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -111,3 +112,12 @@ def test_what_both_sides_must_agree_on_loads_numpy_and_the_wires_format_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert set(done.stdout.split()) - {"obclip"} == {"numpy", "safetensors"}
+
+
+def test_where_a_device_with_steps_of_its_own_goes_on():
+    lcm = load_pair("lcm-sdxl")
+    assert [lcm.start_on_device(k, 8) for k in (2, 4, 6, 8)] == [6, 12, 18, 25]
+    assert lcm.start_on_device(99, 100) == 24  # a step is left, for the latents are not finished
+    whole = replace(lcm, handoff=8, timestep_shift=0)
+    assert [whole.start_on_device(k, 8) for k in (4, 8)] == [4, 25]
+    assert load_pair("sd14").start_on_device(3, 8) == 3

@@ -96,7 +96,10 @@ class Client:
         except InputError as error:
             raise CloudMismatchError(f"the cloud's schedule cannot be used: {error}") from error
         if theirs.digest != schedule.digest:
-            raise CloudMismatchError("cloud and device models have different noise schedules; they are no pair")
+            raise CloudMismatchError(
+                "cloud and device models have different noise schedules: they are no pair, or were made by different "
+                "versions; export the bundle again, or update the cloud"
+            )
         if candidates > offered.max_candidates:
             raise CloudMismatchError(
                 f"the prompt has {candidates} candidates, the cloud takes {offered.max_candidates}"

@@ -168,7 +168,9 @@ def resume(
         if others := differences(job.request, r):
             raise InputError(f"the latents answer another request; it differs in {', '.join(others)}")
         if received.response.schedule != job.schedule.digest:
-            raise CloudMismatchError("the latents were made with another schedule than this bundle's")
+            raise CloudMismatchError(
+                "the latents were made with another schedule than this bundle's; ask the cloud for new ones"
+            )
         made = ready(job, bundle)
     _warn_of(bundle.fallbacks(), warn)
     tell = progress or (lambda phase, done, of: None)

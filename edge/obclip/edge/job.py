@@ -97,7 +97,8 @@ def prepare(
         prompt = unmark(protect(prompt, options.protect if options else ()))
         if not (candidates.attributes or allow_public or sent):
             raise PrivacyError(
-                "nothing in this prompt is hidden, so the cloud would read it as it is; allow it if it may"
+                "nothing in this prompt is hidden, so the cloud would read all that is sent; --allow-public "
+                "(allow_public=True) lets it go"
             )
         if sent is None:
             check_negative(negative_prompt, rules, options)
@@ -119,7 +120,8 @@ def prepare(
     start = {SERVER: device_schedule.steps, DEVICE: 0}.get(mode, pair.start_on_device(k, schedule.steps))
     if start > device_schedule.steps:
         raise InputError(
-            f"handoff is {k} and the pair's shift {pair.timestep_shift}: the device has {device_schedule.steps} steps"
+            f"handoff is {k} and the pair's shift {pair.timestep_shift}: the device has {device_schedule.steps} steps; "
+            f"choose a handoff of at most {device_schedule.steps - pair.timestep_shift}"
         )
     for text in (prompt, negative_prompt, *candidates.prompts):  # the whole set: the answer must not tell them apart
         bundle.tokenise(text)
@@ -159,7 +161,7 @@ def _schedules(
         own = bundle.schedule(solver or own.solver, steps if steps is not None else own.steps)
         return own, own
     cloud = bundle.schedule(solver or pair.solver, steps if steps is not None else pair.steps)
-    return cloud, cloud if pair.device_solver is None and pair.device_steps is None else own
+    return cloud, own if pair.on_its_own else cloud
 
 
 def _handoff(asked: int | None, pair: Pair, schedule: Schedule, mode: str) -> int:

@@ -28,7 +28,7 @@ from obclip.export.components import load_part, load_tiny_decoder
 from obclip.export.graphs import TARGETS, export_device_graphs
 from obclip.export.onnx_export import EXTERNAL_ABOVE_BYTES, OPSET, export_onnx
 from obclip.export.partial import Partial, Record
-from obclip.export.precisions import Calibration, Wanted, add_precisions, check_precisions
+from obclip.export.precisions import Calibration, Wanted, add_precisions, check_precisions, check_received
 from obclip.export.preview import fit_preview
 from obclip.export.shapes import Shapes, shapes_of
 from obclip.export.sources import Source, model_digest, open_source
@@ -138,6 +138,8 @@ def _export_all(
     (building / "scheduler" / "scheduler_config.json").write_text(settings, encoding="utf8")
     _write_index(source.index, building)
     shapes = shapes_of(source, min(tokens for tokens, _ in tokenizers), options.height, options.width)
+    if options.calibration is not None:
+        check_received(options.calibration, schedule, shapes)
     records = []
     for name in options.components or source.parts:
         record = partial.find(name)
@@ -303,8 +305,8 @@ def _key(digest: str, options: _Options, source: Path) -> str:
     read = [source / "model_index.json", *sorted(source.glob("*/*.json"))]
     settings = [(str(p.relative_to(source)), sha256_file(p)) for p in read]
     dated = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for f in others for p in sorted(f.rglob("*.*"))]
-    dated += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in received if p.is_file()]
-    made_from = [digest, asdict(options), tools, settings, dated]
+    sent = [sha256_file(p) for p in received if p.is_file()]
+    made_from = [digest, asdict(options), tools, settings, dated, sent]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -99,6 +99,21 @@ def add_precisions(
     return [by_name[record.component.name] for record in records]
 
 
+def check_received(calibration: Calibration, config: ScheduleConfig, shapes: Shapes) -> None:
+    """InputError for what a cloud sent and calibration cannot go on from, before the work begins."""
+    if not calibration.received:
+        return
+    pair, begun = begun_by_cloud(calibration.received, calibration.prompts, config, calibration.pair)
+    wanted = (shapes.channels, shapes.height, shapes.width)
+    if pair.latent_shape != wanted:
+        raise InputError(
+            f"the received latents are {pair.latent_shape}, the bundle's would be {wanted}; choose --height and "
+            "--width as the pair has them"
+        )
+    if len(begun) < 2:
+        raise InputError("calibration takes at least two latents, one to calibrate on and one to judge by")
+
+
 def _variants(setting: Setting, record: Record, precision: str, target: str, report: Progress) -> tuple[Variant, ...]:
     name, started = record.component.name, time.perf_counter()
 
@@ -124,8 +139,6 @@ def _setting(partial: Partial, calibration: Calibration, wanted: Wanted, shapes:
         pair, begun = begun_by_cloud(
             calibration.received, calibration.prompts, ScheduleConfig.of_model(partial.folder), calibration.pair
         )
-        if pair.latent_shape != (shapes.channels, shapes.height, shapes.width):
-            raise InputError(f"the received latents are {pair.latent_shape}, the model's are of another shape")
     elif (pair.height, pair.width, pair.latent_channels) != (height, width, shapes.channels):
         pair = replace(pair, height=height, width=width, latent_channels=shapes.channels)
     setting = prepare(

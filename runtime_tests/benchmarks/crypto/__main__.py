@@ -5,9 +5,9 @@
 
 HE: a lower bound for running the UNet on encrypted latents, and what one known packing takes (compose says what they
 leave out). MPC: layers between two processes on loopback. With Semi2k every layer shape of both UNets; with Cheetah,
-which takes a hundred times as long, every one of the embedded pair and those of Stable Diffusion that are small enough,
-the rest from fits, so that its whole is an estimate. LAN and WAN add bytes over bandwidth and one round trip a message.
-MPCViT's attention without softmax is measured beside softmax.
+which takes up to eighty times as long, every one of the embedded pair and those of Stable Diffusion that are small
+enough, the rest from fits, so that its whole is an estimate. LAN and WAN add bytes over bandwidth and one round trip a
+message. MPCViT's attention without softmax is measured beside softmax.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ def run_in(python: Path, script: str, *words: str) -> None:
         raise SystemExit(f"{script} ended with {ended.returncode}; `make crypto` makes its environment")
 
 
+def same_machine(result: dict[str, Any]) -> bool:
+    here, there = machine(), result.get("machine", {})
+    return all(here[name] == there.get(name) for name in ("cpu", "cores"))
+
+
 def known(
     wanted: list[tuple[str, list[int]]], measured: list[dict[str, Any]]
 ) -> tuple[dict[tuple[str, tuple[int, ...]], dict[str, Any]], list[tuple[str, list[int]]]]:
@@ -84,12 +89,13 @@ def known(
     return rows, [(kind, shape) for kind, shape in wanted if (kind, tuple(shape)) not in rows]
 
 
-def measured_here(result: dict[str, Any], protocol: str) -> list[dict[str, Any]]:
-    """Layers that an earlier run measured, on a machine like this one."""
-    here, there = machine(), result.get("machine", {})
-    if any(here[name] != there.get(name) for name in ("cpu", "cores")):
-        raise SystemExit("what the file has was measured on another machine; leave --add out to measure everything")
-    return list(result.get(protocol, {}).get("layers", []))
+def laid_over(
+    earlier: list[dict[str, Any]], made: list[dict[str, Any]], wanted: list[tuple[str, list[int]]]
+) -> list[dict[str, Any]]:
+    """What was measured now over what was; once all that is wanted is there, nothing else."""
+    rows = {_key(r): r for r in (*earlier, *made)}
+    keys = {(kind, tuple(shape)) for kind, shape in wanted}
+    return [r for k, r in rows.items() if k in keys or not keys <= rows.keys()]
 
 
 def main() -> None:
@@ -101,8 +107,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="what was there of the parts left out is kept")
     asked = parser.parse_args()
     before: dict[str, Any] = json.loads(asked.json.read_text()) if asked.json and asked.json.is_file() else {}
+    if asked.add and not same_machine(before):
+        raise SystemExit("what the file has was measured on another machine; leave --add out to measure everything")
     networks = {name: {"bits_s": bandwidth, "trip_s": trip} for name, (bandwidth, trip) in NETWORKS.items()}
-    result = before | {"machine": machine(), "networks": networks}
+    result = before | {"networks": networks} | ({"machine": machine()} if asked.only else {})
     layers = unets()
     passes = {name: 2 * load_pair(name).steps for name in layers}
     with tempfile.TemporaryDirectory() as folder:
@@ -112,19 +120,23 @@ def main() -> None:
             operations = json.loads(out.read_text())
             bounds = {name: he_bound_s(some, operations, passes[name]) for name, some in layers.items()}
             result["he"] = {"operations": operations, "bounds": bounds}
+            out.unlink()
         for protocol in [p for p in ("semi2k", "cheetah") if p in asked.only]:
             wanted = to_measure(layers, protocol)
-            rows, lacking = known(wanted, measured_here(before, protocol) if asked.add else [])
+            earlier = before.get(protocol, {}).get("layers", []) if same_machine(before) else []
+            _, lacking = known(wanted, earlier if asked.add else [])
             spec = Path(folder) / "spec.json"
             runs = asked.runs if protocol == "semi2k" else 1
             spec.write_text(json.dumps({"protocol": protocol, "runs": runs, "layers": lacking}))
             try:
-                run_in(asked.python, "mpc.py", str(spec), str(out))
+                if lacking:
+                    run_in(asked.python, "mpc.py", str(spec), str(out))
             finally:  # what was measured before something failed is kept
-                rows |= {_key(r): r for r in json.loads(out.read_text())} if out.is_file() else {}
+                made = json.loads(out.read_text()) if out.is_file() else []
                 out.unlink(missing_ok=True)
-                result[protocol] = {"layers": [rows[k, tuple(s)] for k, s in wanted if (k, tuple(s)) in rows]}
-                save(result, asked.json)
+                result[protocol] = {"layers": laid_over(earlier, made, wanted)}
+                if made and (same_machine(before) or len(made) == len(lacking)):
+                    save(result, asked.json)
     for found in (result[p] for p in ("semi2k", "cheetah") if p in result):
         fit = Fit.of(found["layers"])
         found["fit_error"] = fit.error

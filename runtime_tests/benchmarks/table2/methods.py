@@ -64,7 +64,7 @@ def start_of(method: Method, pair: Pair) -> int:
         return 0
     if method.k is None:
         return pair.steps_on_device
-    return method.k + (pair.timestep_shift if method.shift is None else method.shift)
+    return pair.start_on_device(method.k, pair.steps) if method.shift is None else method.k + method.shift
 
 
 def methods(

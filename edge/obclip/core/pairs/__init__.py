@@ -90,6 +90,11 @@ class Pair:
         return self.latent_channels, self.height // self.latent_downscale, self.width // self.latent_downscale
 
     @property
+    def on_its_own(self) -> bool:
+        """Whether the device has a solver or steps that the cloud's do not change."""
+        return self.device_solver is not None or self.device_steps is not None
+
+    @property
     def solver_on_device(self) -> str:
         return self.device_solver or self.solver
 
@@ -100,11 +105,14 @@ class Pair:
     def start_on_device(self, handoff: int, steps: int) -> int:
         """The device's step that goes on behind `handoff` of the cloud's `steps`. With steps or a solver of its own:
         the pair's for the pair's share, none behind all of them, and in between as far."""
-        if self.device_solver is None and self.device_steps is None:
+        if not self.on_its_own:
             return handoff + self.timestep_shift
-        shares = (0.0, self.handoff / self.steps, 1.0)
-        own = (0, self.handoff + self.timestep_shift, self.steps_on_device)
-        return round(float(np.interp(handoff / steps, shares, own)))
+        if handoff == steps:
+            return self.steps_on_device
+        shares, own = [0.0, self.handoff / self.steps], [0, self.handoff + self.timestep_shift]
+        if self.handoff < self.steps:
+            shares, own = [*shares, 1.0], [*own, self.steps_on_device]
+        return min(round(float(np.interp(handoff / steps, shares, own))), self.steps_on_device - 1)
 
     @property
     def digest(self) -> str:

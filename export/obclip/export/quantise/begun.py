@@ -15,6 +15,7 @@ from obclip.core.received import Received, differences
 from obclip.core.schedule import build_schedule
 from obclip.core.schedule_config import ScheduleConfig
 from obclip.core.wire import Request
+from obclip.export.quantise.graph import every
 
 Float32 = NDArray[np.float32]
 _ONE_EACH = ("candidates", "negative_prompt", "seed", "want_x0")  # what may differ from file to file
@@ -22,22 +23,25 @@ _ONE_EACH = ("candidates", "negative_prompt", "seed", "want_x0")  # what may dif
 
 @dataclass(frozen=True)
 class Begun:
-    """Latents before the device's step `start`, and the clean ones the cloud knew then, or None; float32 [C, h, w]."""
+    """Latents before the device's step `start`, and the clean ones the cloud knew then, or None; float32 [C, h, w].
+    negative: the text of guidance's other branch."""
 
     prompt: str
     seed: int
     start: int
     x: Float32
     x0: Float32 | None
+    negative: str = ""
 
 
 def begun_by_cloud(
     files: Sequence[Path], count: int, config: ScheduleConfig, pair: Pair | None = None
 ) -> tuple[Pair, tuple[Begun, ...]]:
-    """At most `count` latents, of all files in turn, and the pair with the settings that they were asked for with.
+    """At most `count` latents, of all files in turn, and the pair with the solver, steps and guidance that the device
+    finishes them with; of a file with more candidates than its share some, evenly spaced.
 
     config: of the device's model. pair: by default the shipped one that they are of. InputError: a file that holds no
-    latents, files with different settings, of another or an unknown pair or schedule, or with all steps run.
+    latents, files with different settings, of another or an unknown pair or schedule, or with less than two steps left.
     """
     found = [Received.load(path) for path in files]
     first = found[0].request
@@ -49,17 +53,29 @@ def begun_by_cloud(
         raise InputError(f"{files[0]} answers a request of another pair than {pair.name}")
     digest = build_schedule(config, first.solver, first.steps).digest
     if others := [path for path, r in zip(files, found, strict=True) if r.response.schedule != digest]:
-        raise InputError(f"the latents in {others[0]} were made with another schedule than this model's")
-    start = pair.start_on_device(first.handoff, first.steps)
-    if first.handoff == first.steps:
-        raise InputError(f"in {files[0]} all {first.steps} steps have run: a device has none left to calibrate for")
-    asked = replace(pair, solver=first.solver, steps=first.steps, handoff=first.handoff, guidance=first.guidance)
+        raise InputError(
+            f"the latents in {others[0]} were made with another schedule than this model's; save latents of a cloud "
+            "that runs the pair's models as they are now"
+        )
+    start, solver, steps = pair.start_on_device(first.handoff, first.steps), first.solver, first.steps
+    if pair.on_its_own:
+        solver, steps = pair.solver_on_device, pair.steps_on_device
+    if start > steps - 2:
+        raise InputError(
+            f"behind {files[0]} the device has {max(steps - start, 0)} steps to run, too few to calibrate on; save "
+            "latents with a smaller --handoff"
+        )
+    asked = replace(
+        pair, solver=solver, steps=steps, handoff=1, timestep_shift=0, device_solver=None, device_steps=None,
+        guidance=first.guidance,
+    )  # fmt: skip
+    share = -(-count // len(files))
+    of_each = [every(range(len(r.request.candidates)), share) for r in found]
+    chosen = [(r, of[n]) for n in range(share) for r, of in zip(found, of_each, strict=True) if n < len(of)]
     return asked, tuple(
-        Begun(r.request.candidates[i], r.request.seed, start, *_latents(r, i))
-        for i in range(max(len(r.request.candidates) for r in found))
-        for r in found
-        if i < len(r.request.candidates)
-    )[:count]
+        Begun(r.request.candidates[i], r.request.seed, start, *_latents(r, i), r.request.negative_prompt)
+        for r, i in chosen[:count]
+    )
 
 
 def _latents(received: Received, index: int) -> tuple[Float32, Float32 | None]:

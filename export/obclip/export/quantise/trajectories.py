@@ -62,11 +62,13 @@ def trajectories(
     default. The two models are never in memory together. ModelMissingError: one of them is incomplete.
     """
     schedule = device_schedule(pair, bundle, steps)
-    start = 0 if large is None else min((handoff or pair.handoff) + pair.timestep_shift, schedule.steps - 1)
+    start = 0
     if large is not None:
         from obclip.export.quantise.cloud_half import handed_over  # PyTorch, which nothing else here needs
 
-        theirs, k = _schedule(bundle, pair.solver, steps or pair.steps), start - pair.timestep_shift
+        theirs = _schedule(bundle, pair.solver, steps or pair.steps)
+        k = min(handoff or pair.handoff, theirs.steps - 1)
+        start = min(pair.start_on_device(k, theirs.steps), schedule.steps - 1)
         latents: list[tuple[Float32, Float32 | None]] = list(handed_over(pair, large, theirs, prompts, seeds, k))
     else:
         scale = np.float32(schedule.initial_scale)
@@ -77,12 +79,12 @@ def trajectories(
 
 def finished(pair: Pair, bundle: Path, begun: Sequence[Begun], schedule: Schedule) -> list[Trajectory]:
     """Each of `begun`, taken to the end by the fp32 models of `bundle`."""
-    prompts = [b.prompt for b in begun]
-    conditions = encode(bundle, [*prompts, ""], (pair.height, pair.width), pair.guidance)
-    guided = "timestep_cond" not in conditions[""] and pair.guidance != 1.0
+    texts = dict.fromkeys(text for b in begun for text in (b.prompt, b.negative))
+    conditions = encode(bundle, list(texts), (pair.height, pair.width), pair.guidance)
+    guided = "timestep_cond" not in conditions[begun[0].prompt] and pair.guidance != 1.0
     unet, made = WholeUnet(bundle / "unet" / "model.onnx", schedule), []
     for b in begun:
-        branches = (conditions[b.prompt], conditions[""]) if guided else (conditions[b.prompt],)
+        branches = (conditions[b.prompt], conditions[b.negative]) if guided else (conditions[b.prompt],)
         kept = b.x0 if pair.handoff_history else None
         seen: list[Pass] = []
         last = denoise(unet, schedule, b.x, b.start, branches, pair.guidance, kept, b.seed, seen)
