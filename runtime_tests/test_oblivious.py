@@ -85,7 +85,7 @@ def test_children_and_adults_never_hide_each_other(prompt: str):
 
 
 def test_a_prompt_without_attributes_says_so():
-    assert "as it is" in candidate_set("a lighthouse", DEFAULT).public[0]
+    assert "read all that is sent" in candidate_set("a lighthouse", DEFAULT).public[0]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_an_export_that_goes_on_knows_what_was_measured(monkeypatch: pytest.Monk
 
     def prepared(*_: object, measured: Path, **__: object) -> Any:
         nothing: Any = None
-        return Setting(*[nothing] * 6, measured=Measured(measured))
+        return Setting(nothing, nothing, nothing, (), (), 1.0, measured=Measured(measured))
 
     monkeypatch.setattr(precisions, "prepare", prepared)
     monkeypatch.setattr(precisions, "quantise_unet", stopped)
